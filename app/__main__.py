@@ -1,0 +1,128 @@
+"""The `clawnet` command."""
+
+import argparse
+import os
+import sys
+from contextlib import suppress
+
+import anyio
+
+from app import __version__
+
+#: Exit status for settings that do not fit, as OpenClaw itself uses it (EX_CONFIG).
+EX_CONFIG = 78
+#: Seconds bots have to end after Ctrl-C at a terminal.
+TERMINAL_GRACE = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="clawnet", description="A control plane for fleets of OpenClaw bots.")
+    parser.add_argument("--version", action="version", version=f"clawnet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve_ = commands.add_parser("serve", help="run the server: database, supervisor and API")
+    serve_.add_argument("--no-openclaw", action="store_true", help="do not install OpenClaw when none is found")
+    commands.add_parser("migrate", help="bring the database up to date and stop")
+    schema_ = commands.add_parser("schema", help="print the GraphQL schema, or write it to a file")
+    schema_.add_argument("path", nargs="?", help="file to write")
+    openclaw_ = commands.add_parser("openclaw", help="install a version of OpenClaw into the cache folder")
+    openclaw_.add_argument("version")
+    arguments = parser.parse_args()
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Imported here, so that `--help` and a wrong option answer at once.
+    from app.domain.errors import ClawNetError, SettingsError  # noqa: PLC0415
+    from app.settings import require_linux  # noqa: PLC0415
+
+    try:
+        require_linux()
+        match arguments.command:
+            case "serve":
+                return anyio.run(_serve, not arguments.no_openclaw)
+            case "migrate":
+                return anyio.run(_migrate)
+            case "schema":
+                return _schema(arguments.path)
+            case _:
+                return anyio.run(_install, arguments.version)
+    except SettingsError as error:
+        print(f"clawnet: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except ClawNetError as error:
+        print(f"clawnet: {error}", file=sys.stderr)
+        return 1
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+async def _serve(with_openclaw: bool) -> int:
+    from app import log, server, settings  # noqa: PLC0415
+    from app.main import running  # noqa: PLC0415
+
+    wanted = settings.load(os.environ)
+    # The key has been read; nothing that is started from here on shall find it.
+    for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
+        os.environ.pop(name, None)
+    log.configure(wanted.clawnet_log_format, wanted.clawnet_log_level)
+    print(f"ClawNet {__version__}", flush=True)
+    for warning in wanted.warnings:
+        _say(f"warning: {warning}")
+    try:
+        listener = server.bind(wanted)
+    except OSError as error:
+        print(f"clawnet: CLAWNET_PORT {wanted.clawnet_port} on {wanted.clawnet_host}: {error.strerror}", file=sys.stderr)
+        return EX_CONFIG
+    budget = TERMINAL_GRACE if sys.stdin.isatty() else None
+    with listener:
+        async with running(wanted, _say, with_openclaw=with_openclaw, stop_budget=budget) as up:
+            served = server.Server(server.config(up, wanted), up)
+            _welcome(up.first_token, listener.getsockname())
+            await served.serve(sockets=[listener])
+            print("stopping …", flush=True)
+    print("stopped", flush=True)
+    return 0
+
+
+def _welcome(token: str | None, address: tuple[str, int]) -> None:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    if token is not None:
+        _say("administrator: this token is shown only once, keep it:")
+        print(f"\n    {token}\n", flush=True)
+    _say(f"ready: http://{host}:{address[1]}/playground")
+
+
+async def _migrate() -> int:
+    from app import settings  # noqa: PLC0415
+    from app.main import migrated  # noqa: PLC0415
+
+    await migrated(settings.load(os.environ), _say)
+    return 0
+
+
+async def _install(version: str) -> int:
+    from app import settings  # noqa: PLC0415
+    from app.gateway import install  # noqa: PLC0415
+
+    found = await install.ensure(version, settings.load(os.environ).clawnet_cache_dir, _say)
+    _say(f"OpenClaw {found.version}: {found.entry}")
+    return 0
+
+
+def _schema(path: str | None) -> int:
+    from pathlib import Path  # noqa: PLC0415
+
+    from app.graphql import schema  # noqa: PLC0415
+
+    if path is None:
+        print(schema.text(), end="")
+    else:
+        Path(path).write_text(schema.text(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,1 @@
+"""The words of ClawNet: states, events, rooms and errors. Standard library only."""

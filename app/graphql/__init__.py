@@ -1,0 +1,1 @@
+"""The API: schema, resolvers, rights and the sockets that carry them."""

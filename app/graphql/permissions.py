@@ -1,0 +1,119 @@
+"""Rights at the edge: each root field states its scope and its rule of ownership, or the server does not start."""
+
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import strawberry
+from graphql import GraphQLSchema
+from strawberry.extensions import FieldExtension
+from strawberry.schema_directive import Location
+from strawberry.types.field import StrawberryField
+
+from app.domain.errors import Forbidden, Refusal, Unauthenticated
+from app.domain.states import TokenScope
+from app.graphql.context import Info
+from app.graphql.types.enums import TokenScopeEnum
+from app.graphql.types.error import UserError
+
+_RULE = "clawnet.rule"
+
+
+class Rule(StrEnum):
+    """Whose objects a root field touches."""
+
+    PUBLIC = "nobody's: anonymous callers may"
+    SELF = "the caller's own"
+    VISIBLE = "what the caller may see: own ones, or all for administrators and observers"
+    OWNED = "what the caller may change: own ones, or all for administrators"
+    BY_ROOM = "rooms whose subject the caller may see, checked name by name"
+
+
+@strawberry.schema_directive(
+    locations=[Location.FIELD_DEFINITION, Location.OBJECT],
+    name="requires",
+    description="The scope an access token must carry to reach a field.",
+)
+class Requires:
+    scope: TokenScopeEnum = strawberry.directive_field(name="scope")
+
+
+class _Guard(FieldExtension):
+    """Lets through who is signed in and carries the scope."""
+
+    def __init__(self, rule: Rule, scope: TokenScope | None) -> None:
+        self._rule = rule
+        self._scope = scope
+
+    async def resolve_async(self, next_: Callable[..., Any], source: Any, info: Info, **kwargs: Any) -> Any:
+        if self._rule is not Rule.PUBLIC:
+            viewer = await info.context.signed_in()
+            if self._scope is not None and not viewer.may(self._scope):
+                raise Forbidden(f"this needs a token with the scope {self._scope}")
+        result = next_(source, info, **kwargs)
+        if inspect.isasyncgen(result):
+            return result
+        return await result if inspect.isawaitable(result) else result
+
+
+class _Payloads(FieldExtension):
+    """Turns a raised refusal into the payload's `userErrors` and hands `clientMutationId` back."""
+
+    async def resolve_async(self, next_: Callable[..., Any], source: Any, info: Info, **kwargs: Any) -> Any:
+        try:
+            payload = await next_(source, info, **kwargs)
+        except Refusal as refusal:
+            error = UserError(code=UserError.code_of(refusal), message=refusal.message, field=refusal.field)
+            payload = info.return_type(user_errors=[error])
+        payload.client_mutation_id = kwargs["input"].client_mutation_id
+        return payload
+
+
+def _metadata(rule: Rule) -> dict[Any, object]:
+    return {_RULE: rule}
+
+
+def _directives(scope: TokenScope | None) -> list[object]:
+    return [] if scope is None else [Requires(scope=TokenScopeEnum(scope))]
+
+
+def query(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
+    """A root field that reads."""
+    return strawberry.field(
+        description=description,
+        directives=_directives(scope),
+        extensions=[_Guard(rule, scope)],
+        metadata=_metadata(rule),
+    )
+
+
+def mutation(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
+    """A root field that changes something: one `input`, one payload."""
+    return strawberry.mutation(
+        description=description,
+        directives=_directives(scope),
+        extensions=[_Guard(rule, scope), _Payloads()],
+        metadata=_metadata(rule),
+    )
+
+
+def subscription(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
+    """A root field that is listened to."""
+    return strawberry.subscription(
+        description=description,
+        directives=_directives(scope),
+        extensions=[_Guard(rule, scope)],
+        metadata=_metadata(rule),
+    )
+
+
+def check(schema: GraphQLSchema) -> None:
+    """Every root field states a rule, or the server does not start."""
+    for root in (schema.query_type, schema.mutation_type, schema.subscription_type):
+        for name, field in (root.fields if root else {}).items():
+            definition: StrawberryField | None = (field.extensions or {}).get("strawberry-definition")
+            if definition is None or _RULE not in (definition.metadata or {}):
+                raise RuntimeError(f"{root}.{name} states no rule of ownership; declare it with permissions.*")
+
+

@@ -1,0 +1,1 @@
+"""How GraphQL travels: HTTP and graphql-transport-ws."""

@@ -1,0 +1,34 @@
+"""Identities: opaque outside, a type's name and a UUID inside."""
+
+from uuid import UUID
+
+import strawberry
+from strawberry.relay.utils import from_base64, to_base64
+
+from app.domain.errors import NotFound
+
+
+@strawberry.interface(description="An object with an identity that can be fetched again through `node`.")
+class Node:
+    id: strawberry.ID = strawberry.field(description="Opaque identity, unique in the whole service.")
+
+
+def global_id(type_name: str, key: UUID) -> strawberry.ID:
+    return strawberry.ID(to_base64(type_name, str(key)))
+
+
+def parse(text: str) -> tuple[str, UUID] | None:
+    """The type's name and the key of an identity; None for what is no identity of ours."""
+    try:
+        name, key = from_base64(text)
+        return name, UUID(key)
+    except ValueError:
+        return None
+
+
+def require(text: str, type_name: str, *field: str) -> UUID:
+    """The key of an identity of this type; `NotFound` for any other text."""
+    parsed = parse(text)
+    if parsed is None or parsed[0] != type_name:
+        raise NotFound(f"there is no such {type_name.lower()}", *field)
+    return parsed[1]

@@ -1,0 +1,26 @@
+"""Pages of a list."""
+
+import strawberry
+
+from app.domain.errors import BadInput
+
+#: Items on a page where the caller names no number, and at most.
+DEFAULT_SIZE, MAX_SIZE = 20, 100
+
+
+@strawberry.type(description="Where a page of a connection starts and ends.")
+class PageInfo:
+    has_next_page: bool = strawberry.field(description="More items follow `endCursor`.")
+    has_previous_page: bool = strawberry.field(description="Items come before `startCursor`.")
+    start_cursor: str | None = strawberry.field(description="Cursor of the first item; null on an empty page.")
+    end_cursor: str | None = strawberry.field(description="Cursor of the last item; null on an empty page.")
+
+
+def sizes(first: int | None, last: int | None) -> tuple[int | None, int | None]:
+    """`first` and `last`, exactly one of them given. Raises `BadInput`."""
+    if first is not None and last is not None:
+        raise BadInput("give `first` or `last`, not both")
+    for name, value in (("first", first), ("last", last)):
+        if value is not None and not 0 <= value <= MAX_SIZE:
+            raise BadInput(f"`{name}` must lie between 0 and {MAX_SIZE}")
+    return (DEFAULT_SIZE if first is None and last is None else first), last

@@ -1,0 +1,152 @@
+"""What is heard in rooms, as subscriptions carry it."""
+
+from datetime import UTC, datetime
+from typing import Any, NewType
+
+import strawberry
+from strawberry.scalars import JSON
+
+from app.domain.events import BotEventKind, RoomEvent, bot_event_name
+from app.domain.states import BotStatus
+from app.domain.viewer import Viewer
+from app.graphql.types import node
+from app.graphql.types.bot import Bot
+from app.graphql.types.enums import BotEventKindEnum, BotStatusEnum
+from app.services import bots, rooms
+
+BigInt = NewType("BigInt", int)
+
+
+@strawberry.type(name="RoomEvent", description="A message in a room, as every listener gets it, whatever the room.")
+class RoomMessage:
+    cursor: str = strawberry.field(description="Give it as `after` to go on from here.")
+    room: str = strawberry.field(description="Name of the room.")
+    type: str = strawberry.field(description="Family: `bot`, `session`, `feed`, `notification`, `system`.")
+    event: str = strawberry.field(description="Name, for example `bot:started`.")
+    data: JSON = strawberry.field(
+        description="What the event says. For `bot:*`: botId, agentId, name, port, pid, status, error."
+    )
+    timestamp: datetime = strawberry.field(description="When it happened.")
+    timestamp_ms: BigInt = strawberry.field(description="When it happened, in milliseconds since 1970.")
+
+    @classmethod
+    def from_event(cls, said: rooms.Said) -> "RoomMessage":
+        family, name = _envelope(said.event)
+        data = said.event.payload
+        if family == "bot":
+            data = data | {"status": BotStatus(data["status"]).public}
+        return cls._at(said.cursor, said.event.room, family, name, data, said.event.at)
+
+    @classmethod
+    def present(cls, cursor: str, room: str, event: str, data: dict[str, Any]) -> "RoomMessage":
+        """How a room stands now: `room:current`, or `room:resync` where events were missed."""
+        return cls._at(cursor, room, "system", event, data, datetime.now(UTC))
+
+    @classmethod
+    def _at(cls, cursor: str, room: str, type_: str, event: str, data: dict[str, Any], at: datetime) -> "RoomMessage":
+        milliseconds = BigInt(int(at.timestamp() * 1000))
+        return cls(
+            cursor=cursor, room=room, type=type_, event=event, data=JSON(data), timestamp=at, timestamp_ms=milliseconds
+        )
+
+
+def _envelope(event: RoomEvent) -> tuple[str, str]:
+    if event.room.startswith("notifications:"):
+        return "notification", f"notification:{event.type.lower()}"
+    return "bot", bot_event_name(BotEventKind(event.type))
+
+
+def bot_data(row: bots.Bot) -> dict[str, Any]:
+    """A bot as it is now, in the words of room messages."""
+    return {
+        "botId": str(row.id),
+        "agentId": row.agent_id,
+        "name": row.name,
+        "status": row.status.public,
+        "port": row.port if row.status is BotStatus.ACTIVE else None,
+        "pid": row.pid if row.status.has_process else None,
+        "error": row.error if row.status.public == "error" else None,
+    }
+
+
+@strawberry.type(description="Something that happened to a bot's process.")
+class BotStatusEvent:
+    cursor: str = strawberry.field(description="Give it as `after` to go on from here.")
+    event: str = strawberry.field(description="Name, for example `bot:started`, `bot:stopped` or `bot:error`.")
+    kind: BotEventKindEnum = strawberry.field(description="The same for programs.")
+    bot_id: strawberry.ID = strawberry.field(description="Identity of the bot, valid also after its deletion.")
+    agent_id: str = strawberry.field(description="Short name of the agent.")
+    name: str = strawberry.field(description="Name shown to people.")
+    status: BotStatusEnum = strawberry.field(description="Status after the event.")
+    previous_status: BotStatusEnum | None = strawberry.field(
+        description="Status before the event; null for a new bot."
+    )
+    port: int | None = strawberry.field(description="Port the process listens on; null while it does not.")
+    pid: int | None = strawberry.field(description="Number of the process; null while none runs.")
+    error: str | None = strawberry.field(description="What went wrong; null if nothing did.")
+    reason: str | None = strawberry.field(description="Why, for example `CRASHED`, `CONFIG_INVALID`, `RETRY`.")
+    phase: str | None = strawberry.field(
+        description="What a start or stop is doing, for example `plugin`, `waiting`; null otherwise."
+    )
+    exit_code: int | None = strawberry.field(
+        description="How the process ended; null while it runs or if it was ended by a signal."
+    )
+    exit_signal: str | None = strawberry.field(
+        description="Signal that ended the process, for example `SIGKILL`; null while it runs or if it ended by itself."
+    )
+    dropped_count: int = strawberry.field(description="Events that this listener missed just before this one.")
+    timestamp: datetime = strawberry.field(description="When it happened.")
+    bot: Bot | None = strawberry.field(description="The bot as it is now; null after its deletion.")
+
+    @classmethod
+    def from_event(cls, said: rooms.Said, row: bots.Bot | None, viewer: Viewer) -> "BotStatusEvent":
+        p = said.event.payload
+        kind = BotEventKind(said.event.type)
+        previous = p["previousStatus"]
+        return cls(
+            cursor=said.cursor,
+            event=bot_event_name(kind),
+            kind=kind,
+            bot_id=strawberry.ID(node.to_base64("Bot", p["botId"])),
+            agent_id=p["agentId"],
+            name=p["name"],
+            status=BotStatus(p["status"]),
+            previous_status=BotStatus(previous) if previous else None,
+            port=p["port"],
+            pid=p["pid"],
+            error=p["error"],
+            reason=p["reason"],
+            phase=p["phase"],
+            exit_code=p["exitCode"],
+            exit_signal=p["exitSignal"],
+            dropped_count=0,
+            timestamp=said.event.at,
+            bot=Bot.from_row(row, viewer) if row else None,
+        )
+
+    @classmethod
+    def present(
+        cls, cursor: str, kind: BotEventKind, row: bots.Bot, viewer: Viewer, dropped: int = 0
+    ) -> "BotStatusEvent":
+        """The bot as it is now."""
+        data = bot_data(row)
+        return cls(
+            cursor=cursor,
+            event=bot_event_name(kind),
+            kind=kind,
+            bot_id=node.global_id("Bot", row.id),
+            agent_id=row.agent_id,
+            name=row.name,
+            status=row.status,
+            previous_status=None,
+            port=data["port"],
+            pid=data["pid"],
+            error=data["error"],
+            reason=row.reason,
+            phase=row.phase,
+            exit_code=None,
+            exit_signal=None,
+            dropped_count=dropped,
+            timestamp=datetime.now(UTC),
+            bot=Bot.from_row(row, viewer),
+        )

@@ -1,0 +1,1 @@
+"""The routes beside GraphQL: sign-in by header, health, the playground."""

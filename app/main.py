@@ -1,0 +1,266 @@
+"""Everything that is wired, in start order."""
+
+import asyncio
+import contextvars
+import ctypes
+import os
+import resource
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+import structlog
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from app import vault
+from app.db import embedded, migrate
+from app.db.engine import DB
+from app.domain.errors import ClawNetError
+from app.gateway import install, openclaw, overrides
+from app.gateway.chat import Chat
+from app.gateway.probe import Prober
+from app.graphql import schema
+from app.graphql.context import Services
+from app.graphql.transport.controller import controller
+from app.http import health, playground
+from app.pubsub.hub import Hub
+from app.services import accounts, keys, rooms
+from app.services.bots import Bots
+from app.services.messages import Messages
+from app.services.recorder import Recorder
+from app.settings import Settings
+from app.supervisor.supervisor import Supervisor
+from app.supervisor.tools import Finder, Tools
+
+log = structlog.get_logger()
+
+#: Largest HTTP body that is read, in bytes.
+MAX_BODY = 1024 * 1024
+#: Seconds the database has to answer before the server calls itself not ready.
+DATABASE_PATIENCE = 2.0
+#: Seconds from the first socket's close to the hub's: clients must see 1012 before their streams end.
+HUB_DELAY = 0.3
+
+Say = Callable[[str], None]
+
+
+class Readiness:
+    """Whether the server can do its work, and why not."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.is_draining = False
+
+    async def failing(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        if self.is_draining:
+            found["server"] = "the server is shutting down"
+        if reason := await _database_trouble():
+            found["database"] = reason
+        if self._supervisor.failing:
+            found["supervisor"] = self._supervisor.failing
+        return found
+
+
+async def _database_trouble() -> str | None:
+    try:
+        with anyio.fail_after(DATABASE_PATIENCE):
+            await DB.fetch("SELECT 1")
+    except TimeoutError:
+        return f"the database did not answer within {DATABASE_PATIENCE:g} s"
+    except ClawNetError as error:
+        return str(error)
+    return None
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that is up: its application, and what ends it."""
+
+    app: Litestar
+    hub: Hub
+    supervisor: Supervisor
+    readiness: Readiness
+    #: The first administrator's token, once; None where somebody is there already.
+    first_token: str | None
+
+    def drain(self) -> None:
+        """No longer ready; streams end a moment after their sockets were closed."""
+        self.readiness.is_draining = True
+        asyncio.get_running_loop().call_later(HUB_DELAY, self.hub.close)
+
+
+@asynccontextmanager
+async def running(settings: Settings, say: Say, *, with_openclaw: bool = True, stop_budget: float | None = None) -> AsyncGenerator[Running, None]:
+    """A whole server but for its socket: database, keys, OpenClaw, supervisor, application.
+
+    Args:
+        say: Is told each step in one line.
+        with_openclaw: Install the pinned version where none is found.
+        stop_budget: Seconds bots have to end when the server does; the setting where None.
+
+    Raises:
+        SettingsError: Something it stands on is missing or wrong; the sentence says what to do.
+    """
+    protect()
+    schema.check()
+    async with AsyncExitStack() as stack:
+        await _open_database(stack, settings, say)
+        opened = await keys.open_vault(_encryption_key(settings, say))
+        finder = await _find_openclaw(settings, say, may_install=with_openclaw)
+        token = await accounts.first_administrator()
+        hub = Hub()
+        prober = await stack.enter_async_context(Prober())
+        recorder = Recorder(hub.wake)
+        supervisor = Supervisor(_tools(settings, recorder, opened, finder, prober))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        services = _services(settings, stack, recorder, hub, supervisor, opened, tasks)
+        tasks.start_soon(rooms.watch, hub)
+        tasks.start_soon(rooms.forget)
+        tasks.start_soon(supervisor.run)
+        tasks.start_soon(_warm, finder)
+        readiness = Readiness(supervisor)
+        app = create_app(services, readiness)
+        yield Running(app, hub, supervisor, readiness, token)
+        if settings.clawnet_shutdown == "stop":
+            await supervisor.stop(settings.clawnet_stop_grace if stop_budget is None else stop_budget)
+
+
+def create_app(services: Services, readiness: Readiness) -> Litestar:
+    """The application: GraphQL, health and the playground."""
+    return Litestar(
+        route_handlers=[controller("/graphql"), health.healthz, health.readyz, playground.router()],
+        state=State({"services": services, "readiness": readiness}),
+        request_max_body_size=MAX_BODY,
+        middleware=[_request_ids],
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def _request_ids(app: ASGIApp) -> ASGIApp:
+    """Each request and each socket has an id, in its log lines and in its errors."""
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await app(scope, receive, send)
+
+    return middleware
+
+
+async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) -> None:
+    if settings.database_url is None:
+        folder = settings.clawnet_data_dir / "postgres"
+        config = await stack.enter_async_context(embedded.server(folder, say=say))
+    else:
+        say("database: the one DATABASE_URL names")
+        config = {"dsn": settings.database_url.reveal()}
+    await DB.open(config)
+    stack.push_async_callback(DB.close)
+    await migrate.check_version()
+    if applied := await migrate.run():
+        say(f"database: {applied} migration(s) applied")
+
+
+def _encryption_key(settings: Settings, say: Say) -> str:
+    """The key as given, or the one in the file beside the data, which is made when it is missing."""
+    if settings.encryption_key is not None:
+        return settings.encryption_key.reveal()
+    path = settings.clawnet_data_dir / "encryption.key"
+    if not path.exists():
+        say(f"encryption: no ENCRYPTION_KEY given; a new key is kept in {path} (back it up with the database)")
+    return vault.key_file(path)
+
+
+async def _find_openclaw(settings: Settings, say: Say, *, may_install: bool) -> Finder:
+    binary = settings.openclaw_binary_path
+    version, cache = settings.clawnet_openclaw_version, settings.clawnet_cache_dir
+
+    async def find() -> openclaw.Installation | None:
+        return await openclaw.find(str(binary) if binary else None, version, cache)
+
+    finder = Finder(find, cache)
+    try:
+        found = await find()
+        if found is None and may_install:
+            found = await install.ensure(version, cache, say)
+    except ClawNetError as error:
+        # Bots that need it say so themselves; everything else works without.
+        say(f"OpenClaw: {error}")
+        return finder
+    say(f"OpenClaw: {found.version} at {found.entry}" if found else "OpenClaw: none (bots cannot start)")
+    return finder
+
+
+async def _warm(finder: Finder) -> None:
+    """Fills the start cache before the first bot asks for it."""
+    try:
+        found = await finder.get()
+        await found.checker.dialect()
+        await found.start_cache.fill()
+    except ClawNetError as error:
+        log.warning("start_cache_not_filled", error=str(error))
+    except Exception:
+        log.exception("start_cache_not_filled")
+
+
+def _tools(settings: Settings, recorder: Recorder, opened: vault.Vault, finder: Finder, prober: Prober) -> Tools:
+    return Tools(
+        recorder=recorder,
+        vault=opened,
+        openclaw=finder,
+        prober=prober,
+        base_path=settings.openclaw_base_path,
+        base_port=settings.openclaw_base_port,
+        node=settings.clawnet_node,
+        stop_grace=settings.clawnet_stop_grace,
+        health_interval=settings.clawnet_health_interval,
+        start_budget=settings.clawnet_start_budget,
+        backoff_scale=settings.clawnet_backoff_scale,
+        slots=anyio.CapacityLimiter(os.cpu_count() or 1),
+    )
+
+
+def _services(
+    settings: Settings,
+    stack: AsyncExitStack,
+    recorder: Recorder,
+    hub: Hub,
+    supervisor: Supervisor,
+    opened: vault.Vault,
+    tasks: anyio.abc.TaskGroup,
+) -> Services:
+    bots = Bots(
+        recorder, hub, supervisor.wake, overrides.refused_overrides, settings.clawnet_node, settings.openclaw_max_bots
+    )
+    chat = Chat()
+    stack.push_async_callback(chat.close)
+
+    def background(work: Callable[[], Awaitable[None]]) -> None:
+        # It inherits nothing of who asked, least of all a transaction.
+        contextvars.Context().run(tasks.start_soon, work)
+
+    return Services(bots, Messages(bots, opened, chat), opened, hub, supervisor.wake, background)
+
+
+def protect() -> None:
+    """Keeps other processes of this user out of our memory, and our files from everybody else."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pr_set_dumpable = 4
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0)
+
+
+
+async def migrated(settings: Settings, say: Say) -> None:
+    """Brings the database up to date, and nothing else."""
+    async with AsyncExitStack() as stack:
+        await _open_database(stack, settings, say)

@@ -1,0 +1,1 @@
+"""How listeners in this process hear that a room has news."""

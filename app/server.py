@@ -1,0 +1,77 @@
+"""The HTTP server around a running ClawNet: signals, drain, deadlines."""
+
+import contextlib
+import signal
+import socket
+from collections.abc import Generator
+from types import FrameType
+
+import uvicorn
+
+from app.main import Running
+from app.settings import Settings
+
+#: Seconds open requests have to finish when the server stops.
+DRAIN = 5
+#: Largest frame of a socket, in bytes; messages waiting to be read; seconds between pings and for the answer.
+WS_MAX_SIZE, WS_MAX_QUEUE, WS_PING_INTERVAL, WS_PING_TIMEOUT = 64 * 1024, 8, 15.0, 10.0
+
+
+class Server(uvicorn.Server):
+    """Uvicorn with our signals: the first stops in order, the second ends the bots at once."""
+
+    def __init__(self, config: uvicorn.Config, running: Running) -> None:
+        super().__init__(config)
+        self._running = running
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Uvicorn would raise the signal again at the end, and exit as if it had been killed by it."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = before
+        yield
+
+    def restore_signals(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.should_exit:
+            self.force_exit = True
+            self._running.supervisor.kill()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes sockets with 1012 first and the rooms a moment later, so that clients resume by cursor."""
+        self._running.drain()
+        await super().shutdown(sockets)
+
+
+def config(running: Running, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        running.app,
+        host=settings.clawnet_host,
+        port=settings.clawnet_port,
+        loop="asyncio",
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=WS_MAX_SIZE,
+        ws_max_queue=WS_MAX_QUEUE,
+        ws_ping_interval=WS_PING_INTERVAL,
+        ws_ping_timeout=WS_PING_TIMEOUT,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=DRAIN,
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket. Raises OSError when the address is taken."""
+    family = socket.AF_INET6 if ":" in settings.clawnet_host else socket.AF_INET
+    listener = socket.create_server((settings.clawnet_host, settings.clawnet_port), family=family, backlog=2048)
+    listener.setblocking(False)
+    return listener

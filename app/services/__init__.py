@@ -1,0 +1,1 @@
+"""What ClawNet does, in terms of rows and rooms; no transport, no process."""

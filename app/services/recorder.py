@@ -1,0 +1,142 @@
+"""The only writer of a bot's status: the row, the room's event and the owner's notification in one transaction."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from app.db.engine import DB
+from app.domain import rooms as names
+from app.domain.errors import ClawNetError
+from app.domain.events import KIND_OF_STATUS, BotEventKind, BotStatusChanged
+from app.domain.ports import WakeRooms
+from app.domain.states import BotStatus, NotificationKind, Reason
+from app.services import notifications, processes, rooms
+
+log = structlog.get_logger()
+
+
+class LostRace(ClawNetError):
+    """Somebody else moved the bot's status first; read again and decide anew."""
+
+
+class Recorder:
+    """Writes facts about bots and tells the rooms."""
+
+    def __init__(self, wake: WakeRooms) -> None:
+        self._wake = wake
+
+    async def transition(self, bot_id: UUID, expected: int, to: BotStatus, reason: Reason, **facts: Any) -> int:
+        """Moves a bot to a status and says so; the new sequence of its row.
+
+        Args:
+            expected: `status_seq` the caller decided by.
+            facts: Columns of `bot_process` that changed with it.
+
+        Raises:
+            LostRace: The row was moved meanwhile; nothing was written.
+        """
+        columns, values = processes.assignments(facts, start=5)
+        extra = f", {columns}" if columns else ""
+        async with DB.transaction():
+            row = await DB.fetch_one(
+                "UPDATE bot_process p SET status = $3, reason = $4, status_seq = p.status_seq + 1" + extra +
+                " FROM bot b, bot_process old WHERE p.bot = $1 AND p.status_seq = $2 AND b.id = p.bot "
+                "AND old.bot = p.bot RETURNING p.*, old.status AS previous, b.owner, b.agent_id, b.name",
+                bot_id, expected, to.value, reason.value, *values,
+            )  # fmt: skip
+            if row is None:
+                raise LostRace(f"bot {bot_id} has moved on from {expected}")
+            event = _event(KIND_OF_STATUS[to], row)
+            await self._say(event, row["owner"])
+            if event.kind in (BotEventKind.ERROR, BotEventKind.BACKOFF):
+                await self._notify(row, event)
+        log.info(
+            "bot_status_changed", status=to, reason=reason, pid=event.pid, port=event.port, error=event.error,
+            exit_code=event.exit_code, exit_signal=event.exit_signal,
+        )  # fmt: skip
+        return row["status_seq"]
+
+    async def tell(self, bot_id: UUID, kind: BotEventKind) -> None:
+        """Says something about a bot that is no change of status, inside the caller's transaction."""
+        row = await DB.fetch_one(
+            "SELECT p.*, p.status AS previous, b.owner, b.agent_id, b.name FROM bot_process p "
+            "JOIN bot b ON b.id = p.bot WHERE b.id = $1",
+            bot_id,
+        )
+        if row is not None:
+            await self._say(_event(kind, row), row["owner"])
+
+    async def phase(self, bot_id: UUID, phase: str | None) -> None:
+        """Shows what a start is doing; a client sees it as STARTING with a phase."""
+        async with DB.transaction():
+            await processes.note(bot_id, phase=phase)
+            await self.tell(bot_id, BotEventKind.STARTING)
+
+    async def adopted(self, bot_id: UUID, pid: int) -> None:
+        """A server that was started anew took the running process over."""
+        async with DB.transaction():
+            await processes.note(bot_id, pid=pid, last_seen_at=datetime.now(UTC))
+            await self.tell(bot_id, BotEventKind.ADOPTED)
+
+    async def config_refused(self, bot_id: UUID, revision: int, why: str) -> None:
+        """OpenClaw's rules refused a new revision; the process goes on with the last good one."""
+        async with DB.transaction():
+            await processes.note(bot_id, config_revision=revision, config_error=why)
+            await self.tell(bot_id, BotEventKind.CONFIG_ROLLED_BACK)
+
+    async def delete(self, bot_id: UUID) -> None:
+        """Removes the bot with all that hangs on it, and says its last word."""
+        async with DB.transaction():
+            await self.tell(bot_id, BotEventKind.DELETED)
+            await processes.remove(bot_id)
+
+    async def _say(self, event: BotStatusChanged, owner: UUID) -> None:
+        heard_in = [names.bot_status(event.bot_id), names.fleet_user(owner), names.FLEET_ALL]
+        await rooms.append(self._wake, heard_in, event.kind, _payload(event), owner)
+
+    async def _notify(self, row: dict[str, Any], event: BotStatusChanged) -> None:
+        """A crash and a final failure are news to the owner; one more try of the same trouble is not."""
+        if event.kind is BotEventKind.BACKOFF and event.previous_status is not BotStatus.ACTIVE:
+            return
+        title = f"{event.name} {'stopped with an error' if event.kind is BotEventKind.ERROR else 'ended unasked'}"
+        await notifications.add(
+            self._wake, row["owner"], NotificationKind.BOT_ERROR, title, event.error, bot_id=event.bot_id
+        )
+
+
+def _event(kind: BotEventKind, row: dict[str, Any]) -> BotStatusChanged:
+    status = BotStatus(row["status"])
+    return BotStatusChanged(
+        kind=kind,
+        bot_id=row["bot"],
+        agent_id=row["agent_id"],
+        name=row["name"],
+        status=status,
+        previous_status=None if kind is BotEventKind.CREATED else BotStatus(row["previous"]),
+        port=row["port"] if status is BotStatus.ACTIVE else None,
+        pid=row["pid"] if status.has_process else None,
+        error=row["error"] if status in (BotStatus.ERROR, BotStatus.BACKOFF) else None,
+        reason=row["reason"],
+        phase=row["phase"] if status.has_process else None,
+        exit_code=None if status.has_process else row["exit_code"],
+        exit_signal=None if status.has_process else row["exit_signal"],
+    )
+
+
+def _payload(event: BotStatusChanged) -> dict[str, Any]:
+    return {
+        "botId": event.bot_id,
+        "agentId": event.agent_id,
+        "name": event.name,
+        "status": event.status,
+        "previousStatus": event.previous_status,
+        "port": event.port,
+        "pid": event.pid,
+        "error": event.error,
+        "reason": event.reason,
+        "phase": event.phase,
+        "exitCode": event.exit_code,
+        "exitSignal": event.exit_signal,
+    }

@@ -1,0 +1,226 @@
+"""Rooms in the database: what was said, in which order, and where each listener stands.
+
+The sequence of a room is contiguous, because it grows in the transaction of the change itself; a reader that sees
+a gap therefore knows that the room has forgotten, and says so.
+"""
+
+import base64
+import binascii
+import secrets
+import struct
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import anyio
+import msgspec
+import structlog
+
+from app.db.engine import DB
+from app.domain.errors import BadInput, ClawNetError
+from app.domain.events import RoomEvent
+from app.domain.ports import WakeRooms
+from app.pubsub.hub import Hub
+
+log = structlog.get_logger()
+
+#: Events read at a time by one listener.
+PAGE = 100
+#: Seconds between looks for what other servers said.
+POLL_INTERVAL = 1.0
+#: What a room remembers: so many events, for so long.
+KEPT_EVENTS = 10_000
+KEPT_TIME = timedelta(days=7)
+#: Seconds between two rounds of forgetting.
+PRUNE_INTERVAL = 600.0
+
+_PLACE = struct.Struct(">IIQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far a room has come."""
+
+    name: str
+    room_id: int
+    epoch: int
+    seq: int
+    floor: int
+    owner: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """How things stand now: a listener gets this first, and again where it missed something.
+
+    `current` are rooms it enters anew, `resynced` those whose past it asked for and cannot have any more.
+    """
+
+    current: tuple[str, ...]
+    resynced: tuple[str, ...]
+    cursor: str
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One event, with the cursor that goes on after it."""
+
+    event: RoomEvent
+    cursor: str
+
+
+@dataclass(slots=True)
+class Positions:
+    """Where one listener stands in each of its rooms."""
+
+    places: dict[str, Head] = field(default_factory=dict[str, Head])
+
+    def cursor(self) -> str:
+        packed = b"".join(_PLACE.pack(p.room_id, p.epoch, p.seq) for p in self.places.values())
+        return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+    def advance(self, name: str, seq: int) -> None:
+        p = self.places[name]
+        self.places[name] = Head(p.name, p.room_id, p.epoch, seq, p.floor, p.owner)
+
+
+def parse_cursor(text: str) -> dict[int, tuple[int, int]]:
+    """Epoch and sequence by room id. Raises `BadInput` for what is no cursor of ours."""
+    try:
+        packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        return {room: (epoch, seq) for room, epoch, seq in _PLACE.iter_unpack(packed)}
+    except (binascii.Error, struct.error, ValueError) as error:
+        raise BadInput("`after` is no cursor of this server") from error
+
+
+async def append(wake: WakeRooms, names: Sequence[str], type_: str, payload: dict[str, Any], owner: UUID | None) -> None:
+    """Says something in rooms, inside the caller's transaction; listeners hear it after the commit.
+
+    Rooms are locked in the order given; every caller names the bot's room before the fleet's.
+    """
+    body = msgspec.json.encode(payload).decode()
+    for name in names:
+        if await _append_one(name, type_, body) is None:
+            await ensure([name], owner)
+            await _append_one(name, type_, body)
+    DB.after_commit(lambda: wake(names))
+
+
+async def _append_one(name: str, type_: str, body: str) -> int | None:
+    row = await DB.fetch_one(
+        "WITH r AS (UPDATE room SET seq = seq + 1 WHERE name = $1 RETURNING id, seq) "
+        "INSERT INTO room_event (room, seq, type, payload, at) "
+        "SELECT id, seq, $2, $3::jsonb, clock_timestamp() FROM r RETURNING seq",
+        name, type_, body,
+    )  # fmt: skip
+    return None if row is None else row["seq"]
+
+
+async def ensure(names: Iterable[str], owner: UUID | None = None) -> None:
+    """Makes the rooms that are not there yet."""
+    for name in names:
+        await DB.fetch(
+            "INSERT INTO room (name, epoch, owner) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
+            name, secrets.randbits(31), owner,
+        )  # fmt: skip
+
+
+async def heads(names: Iterable[str]) -> dict[str, Head]:
+    rows = await DB.fetch(
+        "SELECT name, id, epoch, seq, floor, owner FROM room WHERE name = ANY($1::text[])", list(names)
+    )
+    return {r["name"]: Head(r["name"], r["id"], r["epoch"], r["seq"], r["floor"], r["owner"]) for r in rows}
+
+
+async def follow(hub: Hub, names: Sequence[str], after: str | None) -> AsyncGenerator[Present | Said, None]:
+    """The present, or what was missed since `after`, and then everything that is said in the rooms.
+
+    Per room the order is total and nothing is left out; what the room has forgotten is told as `resynced`.
+    Ends with `HubClosed` when the server goes down.
+    """
+    known = parse_cursor(after) if after else {}
+    with hub.join(names) as listener:
+        found = await heads(names)
+        if len(found) < len(set(names)):
+            await ensure(set(names) - found.keys())
+            found = await heads(names)
+        positions, fresh, lost = _start(found, known)
+        if fresh or lost:
+            yield Present(tuple(fresh), tuple(lost), positions.cursor())
+        while True:
+            events = await _read(positions)
+            for event in events:
+                expected = positions.places[event.room].seq + 1
+                positions.advance(event.room, event.seq)
+                if event.seq != expected:
+                    yield Present((), (event.room,), positions.cursor(), event.seq - expected)
+                yield Said(event, positions.cursor())
+            if len(events) < PAGE:
+                await listener.wait()
+
+
+def _start(found: dict[str, Head], known: dict[int, tuple[int, int]]) -> tuple[Positions, list[str], list[str]]:
+    positions, fresh, lost = Positions(), list[str](), list[str]()
+    for name, head in found.items():
+        positions.places[name] = head
+        if head.room_id not in known:
+            fresh.append(name)
+            continue
+        epoch, seq = known[head.room_id]
+        if epoch == head.epoch and head.floor <= seq <= head.seq:
+            positions.advance(name, seq)
+        else:
+            lost.append(name)
+    return positions, fresh, lost
+
+
+async def _read(positions: Positions) -> list[RoomEvent]:
+    places = list(positions.places.values())
+    rows = await DB.fetch(
+        "SELECT e.room, e.seq, e.type, e.payload, e.at FROM unnest($1::int[], $2::bigint[]) AS p(room, seq) "
+        "CROSS JOIN LATERAL (SELECT * FROM room_event e WHERE e.room = p.room AND e.seq > p.seq "
+        f"ORDER BY e.seq LIMIT {PAGE}) e ORDER BY e.room, e.seq LIMIT {PAGE}",
+        [p.room_id for p in places], [p.seq for p in places],
+    )  # fmt: skip
+    names = {p.room_id: p.name for p in places}
+    return [RoomEvent(names[r["room"]], r["seq"], r["type"], r["payload"], r["at"]) for r in rows]
+
+
+async def watch(hub: Hub) -> None:
+    """Rings for what other servers on this database said. Runs until cancelled."""
+    seen: dict[str, int] = {}
+    while True:
+        await anyio.sleep(POLL_INTERVAL)
+        try:
+            now = {name: head.seq for name, head in (await heads(hub.occupied())).items()}
+        except ClawNetError as error:
+            log.warning("rooms_not_watched", error=str(error))
+            continue
+        hub.wake([name for name, seq in now.items() if seen.get(name) != seq])
+        seen = now
+
+
+async def forget() -> None:
+    """Forgets, every now and then, what rooms need not remember. Runs until cancelled."""
+    while True:
+        try:
+            await prune()
+        except ClawNetError as error:
+            log.warning("rooms_not_pruned", error=str(error))
+        await anyio.sleep(PRUNE_INTERVAL)
+
+
+async def prune() -> None:
+    """Raises each room's floor and drops what lies at or below it."""
+    async with DB.transaction():
+        await DB.fetch(
+            "UPDATE room SET floor = greatest(floor, seq - $1, "
+            "coalesce((SELECT max(e.seq) FROM room_event e WHERE e.room = room.id AND e.at < now() - $2::interval), 0)) "
+            "WHERE seq - $1 > floor OR EXISTS "
+            "(SELECT FROM room_event e WHERE e.room = room.id AND e.seq > floor AND e.at < now() - $2::interval)",
+            KEPT_EVENTS, KEPT_TIME,
+        )  # fmt: skip
+        await DB.fetch("DELETE FROM room_event e USING room r WHERE e.room = r.id AND e.seq <= r.floor")

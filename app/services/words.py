@@ -1,0 +1,76 @@
+"""Checks on what people type: each returns the value as it is kept, or refuses it by name."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from app.domain.errors import Blank, Invalid, TooLong
+
+#: Longest texts that are kept, in characters.
+MAX_NAME, MAX_DESCRIPTION, MAX_PROMPT, MAX_MODEL, MAX_MESSAGE = 100, 2_000, 100_000, 200, 100_000
+#: Labels a bot may have, and how long each may be.
+MAX_TAGS, MAX_TAG = 20, 50
+#: Largest JSON value that is kept, in bytes.
+MAX_JSON = 64 * 1024
+
+#: A folder and a process are named after it, so nothing but small letters, digits and inner hyphens.
+AGENT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
+
+# PostgreSQL keeps no NUL, UTF-8 no lone surrogate, and control characters have no business in what people read.
+_UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def line(value: str, field: str, limit: int) -> str:
+    """One line of text: trimmed, not empty, no line breaks."""
+    text = prose(value, field, limit).strip()
+    if not text:
+        raise Blank(f"{field} is empty", field)
+    if "\n" in text or "\r" in text:
+        raise Invalid(f"{field} must be a single line", field)
+    return text
+
+
+def prose(value: str, field: str, limit: int) -> str:
+    """Text of any shape up to a length."""
+    if len(value) > limit:
+        raise TooLong(f"{field} has {len(value)} characters; at most {limit} are allowed", field)
+    if _UNWANTED.search(value):
+        raise Invalid(f"{field} holds control characters that cannot be kept", field)
+    return value
+
+
+def tags(values: list[str]) -> list[str]:
+    if len(values) > MAX_TAGS:
+        raise TooLong(f"a bot has at most {MAX_TAGS} tags", "tags")
+    return list(dict.fromkeys(line(value, "tags", MAX_TAG) for value in values))
+
+
+def agent_id(value: str) -> str:
+    if not AGENT_ID.match(value):
+        raise Invalid(
+            "agentId must be 1 to 40 small letters, digits or hyphens, and begin and end with a letter or digit",
+            "agentId",
+        )
+    return value
+
+
+def json_text(value: Any, field: str) -> str:
+    """The value as JSON text, bounded in size and depth."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except RecursionError as error:
+        raise TooLong(f"{field} is nested too deeply", field) from error
+    except (msgspec.ValidationError, UnicodeEncodeError, TypeError) as error:
+        raise Invalid(f"{field} holds text that is no valid Unicode", field) from error
+    if len(text) > MAX_JSON:
+        raise TooLong(f"{field} is larger than {MAX_JSON // 1024} KiB", field)
+    if "\\u0000" in text:
+        raise Invalid(f"{field} holds a NUL character, which cannot be kept", field)
+    return text
+
+
+def slug(name: str) -> str:
+    """An agentId made from a name; `bot` where nothing is left of it."""
+    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32].strip("-")
+    return text or "bot"

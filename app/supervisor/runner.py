@@ -1,0 +1,475 @@
+"""One bot's life: compares what is wanted with what is, does one thing, and waits to be woken.
+
+Boot, start, stop, restart, crash, changed settings and adoption are all the same road: a step that reads the row.
+Only this task writes the bot's status, so a step never races another.
+"""
+
+import random
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import anyio
+import anyio.abc
+import structlog
+
+from app.domain.errors import AlreadyRunning, ClawNetError, ConfigInvalid, StartFailure, StartTimeout
+from app.domain.states import BotStatus, DesiredState, Phase, Reason
+from app.gateway import home, process
+from app.gateway.process import Exit, Process
+from app.services import processes
+from app.services.processes import Wanted
+from app.services.recorder import LostRace
+from app.supervisor import launch, restarts
+from app.supervisor.tools import Tools
+
+log = structlog.get_logger()
+
+#: Seconds between two looks at the row when nobody rang: a lost wake-up costs no more.
+LOOK_INTERVAL = 5.0
+#: Seconds a health probe may take, and how many in a row may fail.
+PROBE_TIMEOUT, MISSES = 3.0, 3
+#: Lines of the gateway's last words that go into an error.
+TAIL_LINES = 5
+
+_WORDS = {
+    Reason.CRASHED: "the gateway ended unasked",
+    Reason.EXITED: "the gateway ended before it was ready",
+    Reason.LOST: "the gateway was gone when ClawNet came back, and left no word of how it ended",
+    Reason.HOST_RESTART: "the machine was restarted",
+    Reason.UNHEALTHY: f"the gateway did not answer {MISSES} probes in a row and was ended",
+}
+
+
+class Runner:
+    """Owns one bot's process from wish to end."""
+
+    def __init__(self, bot_id: UUID, tools: Tools) -> None:
+        self.bot_id = bot_id
+        self._tools = tools
+        self._bell = anyio.Event()
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._gateway: Process | None = None
+        self._exit: Exit | None = None
+        self._launching: anyio.CancelScope | None = None
+        self._was_cancelled = False
+        self._failure: StartFailure | None = None
+        self._is_unhealthy = False
+        self._is_first = True
+        self._active_since: float | None = None
+        self._retry_at: float | None = None
+
+    def ring(self) -> None:
+        """Somebody wrote a wish, or something happened to the process."""
+        self._bell.set()
+
+    @property
+    def has_process(self) -> bool:
+        return self._gateway is not None or self._launching is not None
+
+    def kill(self) -> None:
+        """Ends the process at once; the runner notices as it does any exit."""
+        if self._gateway is not None:
+            self._gateway.kill()
+
+    async def run(self) -> None:
+        """Returns when the bot is gone, or when the server stops and the bot is down."""
+        with structlog.contextvars.bound_contextvars(bot_id=str(self.bot_id)):
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                try:
+                    while (pause := await self._turn()) is not None:
+                        with anyio.move_on_after(pause):
+                            await self._bell.wait()
+                        self._bell = anyio.Event()
+                finally:
+                    if self._gateway is not None:
+                        self._gateway.close()
+                tasks.cancel_scope.cancel()
+
+    async def _turn(self) -> float | None:
+        """One step, and how long to wait for the next; None to end."""
+        try:
+            return await self._step()
+        except LostRace:
+            return 0.0
+        except ClawNetError as error:
+            # The database is away, say: the process lives on, and the next look is soon.
+            log.warning("runner_held_up", error=str(error))
+            return 1.0
+
+    async def _step(self) -> float | None:
+        w = await processes.load(self.bot_id)
+        if w is None:
+            return None
+        wants_down = w.desired is not DesiredState.RUNNING or self._tools.is_stopping
+        if self._launching is not None:
+            if wants_down or w.restart_generation > w.seen_generation or self._exit is not None:
+                self._was_cancelled = True
+                self._launching.cancel()
+            return LOOK_INTERVAL
+        if self._exit is not None:
+            return await self._ended(w, self._exit)
+        if self._failure is not None:
+            return await self._failed(w, self._failure)
+        if self._gateway is not None:
+            return await self._tend(w, self._gateway, wants_down=wants_down)
+        if self._was_cancelled and w.status is BotStatus.STARTING:
+            return await self._stopped(Exit())
+        if w.status.has_process:
+            return await self._adopt(w)
+        if wants_down:
+            return await self._rest(w)
+        return await self._begin_when_due(w)
+
+    # A bot without a process.
+
+    async def _rest(self, w: Wanted) -> float | None:
+        if w.desired is DesiredState.DELETED:
+            return await self._remove(w)
+        if self._tools.is_stopping:
+            return None
+        if w.status is not BotStatus.INACTIVE:
+            await self._to(w, BotStatus.INACTIVE, Reason.STOPPED, error=None, failures=0, next_retry_at=None, port=None)
+        if w.seen_generation != w.generation:
+            await processes.note(self.bot_id, generation=w.generation)
+        return LOOK_INTERVAL
+
+    async def _remove(self, w: Wanted) -> None:
+        """The row goes last, so that a kill at any step leaves something to go on from."""
+        folder = self._tools.home(w.agent_id)
+        await anyio.to_thread.run_sync(home.trash, self._tools.base_path, folder)
+        await self._tools.recorder.delete(self.bot_id)
+        log.info("bot_deleted", agent_id=w.agent_id)
+
+    async def _begin_when_due(self, w: Wanted) -> float:
+        wait = self._seconds_until_due(w)
+        if wait is None:
+            return LOOK_INTERVAL
+        if wait > 0:
+            return min(wait, LOOK_INTERVAL)
+        await self._begin(w)
+        return LOOK_INTERVAL
+
+    def _seconds_until_due(self, w: Wanted) -> float | None:
+        """0: now; None: not until somebody changes something."""
+        if w.status is BotStatus.INACTIVE or w.generation > w.seen_generation or w.revision > w.applied_revision:
+            return 0.0
+        if self._retry_at is not None:
+            return max(0.0, self._retry_at - anyio.current_time())
+        if w.next_retry_at is not None:
+            left = (w.next_retry_at - datetime.now(UTC)).total_seconds()
+            # The wall clock may have jumped; a pause is never longer than the longest one.
+            return min(max(0.0, left), restarts.MAX_DELAY * (1 + restarts.JITTER))
+        # It failed for good under the version it ran with; another one may do better.
+        version = self._tools.openclaw.version
+        return 0.0 if version is not None and version != w.openclaw_version and self._is_first else None
+
+    async def _begin(self, w: Wanted) -> None:
+        reason = launch.why_started(w, is_first=self._is_first)
+        self._is_first = False
+        self._retry_at = None
+        nonce = launch.new_nonce()
+        is_by_hand = w.generation > w.seen_generation
+        await self._to(
+            w,
+            BotStatus.STARTING,
+            reason,
+            phase=Phase.WAITING.value,
+            error=None,
+            nonce=nonce,
+            pid=None,
+            generation=w.generation,
+            started_at=datetime.now(UTC),
+            ready_at=None,
+            exit_code=None,
+            exit_signal=None,
+            next_retry_at=None,
+            failures=0 if is_by_hand else w.failures,
+            restart_count=0 if is_by_hand else w.restart_count + (reason is Reason.RETRY),
+        )
+        await processes.begin_run(self.bot_id, nonce)
+        self._spawn_task()
+
+    def _spawn_task(self) -> None:
+        assert self._tasks is not None
+        self._was_cancelled = False
+        self._launching = anyio.CancelScope()
+        self._tasks.start_soon(self._launch, self._launching)
+
+    async def _launch(self, scope: anyio.CancelScope) -> None:
+        """A start in the background, so that a stop can end it at any step."""
+        try:
+            with scope:
+                async with self._tools.slots:
+                    w = await processes.load(self.bot_id)
+                    if w is None:
+                        return
+                    await launch.spawn(self._tools, w, self._attach)
+                    await self._until_ready()
+        except StartFailure as error:
+            self._failure = error
+        except LostRace:
+            log.warning("start_overtaken")
+        finally:
+            self._launching = None
+            self.ring()
+
+    async def _until_ready(self) -> None:
+        w = await processes.load(self.bot_id)
+        if w is None or w.port is None or self._gateway is None:
+            return
+        await launch.ready(self._tools, self._gateway, w.port, self._tools.start_budget)
+        now = datetime.now(UTC)
+        await self._to(w, BotStatus.ACTIVE, Reason.READY, phase=None, error=None, ready_at=now, last_seen_at=now)
+        await processes.ready_run(self.bot_id)
+        self._became_active()
+
+    def _became_active(self) -> None:
+        self._active_since = anyio.current_time()
+        self._is_unhealthy = False
+        assert self._tasks is not None
+        if self._gateway is not None:
+            self._tasks.start_soon(self._probe, self._gateway)
+
+    # A bot with a process.
+
+    def _attach(self, gateway: Process) -> None:
+        self._gateway = gateway
+        self._exit = None
+        assert self._tasks is not None
+        self._tasks.start_soon(self._watch, gateway)
+
+    async def _watch(self, gateway: Process) -> None:
+        exit_ = await gateway.wait()
+        if self._gateway is gateway:
+            self._exit = exit_
+            self.ring()
+
+    async def _probe(self, gateway: Process) -> None:
+        """Looks every now and then whether the gateway answers; three misses in a row and it is ended."""
+        misses = 0
+        while self._gateway is gateway and gateway.is_alive:
+            await anyio.sleep(self._tools.health_interval)
+            try:
+                w = await processes.load(self.bot_id)
+                if w is None or w.port is None or w.status is not BotStatus.ACTIVE:
+                    return
+                found = await self._tools.prober.is_ready(w.port, PROBE_TIMEOUT, self._tools.kind)
+                misses = 0 if found.is_ready else misses + 1
+                if found.is_ready:
+                    await processes.note(self.bot_id, last_seen_at=datetime.now(UTC))
+            except ClawNetError as error:
+                log.warning("probe_not_recorded", error=str(error))
+                continue
+            if not found.is_ready:
+                log.warning("probe_missed", misses=misses, reason=found.reason)
+            if misses >= MISSES:
+                self._is_unhealthy = True
+                self.ring()
+                return
+
+    async def _tend(self, w: Wanted, gateway: Process, *, wants_down: bool) -> float | None:
+        if wants_down or w.restart_generation > w.seen_generation:
+            return await self._stop(w, gateway, self._why_stopped(w))
+        if w.status is BotStatus.STOPPING:
+            # A stop that a kill of the server interrupted.
+            return await self._stop(w, gateway, Reason(w.reason or Reason.STOPPED))
+        if self._is_unhealthy:
+            exit_ = await gateway.terminate(0.0)
+            return await self._ended(w, exit_, Reason.UNHEALTHY)
+        if w.status is BotStatus.ACTIVE and w.revision > w.applied_revision:
+            return await self._reconfigure(w, gateway)
+        if w.generation != w.seen_generation:
+            await processes.note(self.bot_id, generation=w.generation)
+        return LOOK_INTERVAL
+
+    def _why_stopped(self, w: Wanted) -> Reason:
+        if w.desired is DesiredState.DELETED:
+            return Reason.DELETED
+        return Reason.USER if w.generation > w.seen_generation else Reason.SHUTDOWN
+
+    async def _stop(self, w: Wanted, gateway: Process, reason: Reason) -> float:
+        if w.status is not BotStatus.STOPPING:
+            await self._to(w, BotStatus.STOPPING, reason, phase=None)
+        exit_ = await gateway.terminate(self._grace(w))
+        return await self._stopped(exit_)
+
+    def _grace(self, w: Wanted) -> float:
+        grace = self._tools.stop_grace if w.stop_grace is None else w.stop_grace
+        return grace if self._tools.last_grace is None else min(grace, self._tools.last_grace)
+
+    async def _stopped(self, exit_: Exit) -> float:
+        """INACTIVE, once no process with the nonce is left."""
+        self._detach()
+        w = await processes.load(self.bot_id)
+        if w is None:
+            return 0.0
+        reason = Reason.KILLED if exit_.signal == "SIGKILL" else Reason.STOPPED
+        await self._close_run(w, exit_, reason, is_failure=False)
+        await self._to(
+            w, BotStatus.INACTIVE, reason, phase=None, error=None, pid=None, failures=0, next_retry_at=None,
+            ended_at=datetime.now(UTC), exit_code=exit_.code, exit_signal=exit_.signal,
+            port=w.port if w.desired is DesiredState.RUNNING else None,
+        )  # fmt: skip
+        await self._forget(w)
+        return 0.0
+
+    async def _reconfigure(self, w: Wanted, gateway: Process) -> float:
+        """A newer revision: refused ones leave the running process alone, others are read by a new one."""
+        assert w.port is not None
+        openclaw = await self._tools.openclaw.get()
+        try:
+            rendered = await launch.render(self._tools, openclaw, w, w.port)
+            if rendered.sha256 == w.config_sha256:
+                await launch.write(self._tools, w, rendered)
+                return 0.0
+            await openclaw.checker.check(rendered.tree, self._tools.home(w.agent_id))
+        except StartFailure as error:
+            log.warning("config_refused", revision=w.revision, error=str(error))
+            await self._tools.recorder.config_refused(self.bot_id, w.revision, str(error))
+            return 0.0
+        return await self._stop(w, gateway, Reason.RECONFIGURE)
+
+    # How it ends.
+
+    async def _ended(self, w: Wanted, exit_: Exit, reason: Reason | None = None) -> float:
+        """An exit that nobody asked for, or one that came while the server was away."""
+        self._detach()
+        self._failure = None
+        if w.status is BotStatus.STOPPING or w.desired is not DesiredState.RUNNING:
+            return await self._stopped(exit_)
+        reason, sentence = self._classified(w, exit_, reason)
+        log.warning("gateway_ended", reason=reason, code=exit_.code, signal=exit_.signal)
+        await self._close_run(w, exit_, reason, is_failure=True)
+        await self._settle(w, reason, sentence, exit_)
+        await self._forget(w)
+        return 0.0
+
+    def _classified(self, w: Wanted, exit_: Exit, reason: Reason | None) -> tuple[Reason, str]:
+        if reason is None and exit_.rebooted:
+            reason = Reason.HOST_RESTART
+        if reason is None and exit_.lost:
+            reason = Reason.LOST
+        if reason is None and w.status is BotStatus.STARTING:
+            refused = home.refusal_in(list(exit_.tail))
+            if refused is not None:
+                return refused
+            reason = Reason.CONFIG_INVALID if exit_.code == 78 else Reason.EXITED
+        reason = reason or Reason.CRASHED
+        how = f" (signal {exit_.signal})" if exit_.signal else f" (exit code {exit_.code})" if exit_.code is not None else ""
+        tail = " | ".join(line.strip() for line in exit_.tail[-TAIL_LINES:] if line.strip())
+        said = f"; its last words: {tail}" if tail and reason in (Reason.EXITED, Reason.CONFIG_INVALID) else ""
+        return reason, _WORDS.get(reason, "OpenClaw refused the configuration") + how + said
+
+    async def _failed(self, w: Wanted, failure: StartFailure) -> float:
+        """A start that went wrong on our side, or took too long."""
+        self._failure = None
+        exit_ = Exit()
+        if self._gateway is not None:
+            exit_ = await self._gateway.terminate(0.0)
+            self._detach()
+        if isinstance(failure, AlreadyRunning):
+            await self._end_strays()
+        if w.desired is not DesiredState.RUNNING:
+            return await self._stopped(exit_)
+        log.warning("start_failed", reason=failure.reason, error=str(failure))
+        await self._close_run(w, exit_, failure.reason, is_failure=True)
+        # A refused revision is not tried again until there is another one.
+        if isinstance(failure, ConfigInvalid):
+            await processes.note(self.bot_id, config_revision=w.revision)
+        is_silent = isinstance(failure, StartTimeout) and bool(exit_.tail)
+        sentence = f"{failure} ({exit_.tail[-1].strip()})" if is_silent else str(failure)
+        await self._settle(w, failure.reason, sentence, exit_)
+        return 0.0
+
+    async def _end_strays(self) -> None:
+        """Ends what an incarnation that no row speaks of left behind; it would hold the home for ever."""
+        for stray in await process.strays(str(self.bot_id)):
+            if stray.nonce is not None:
+                log.warning("stray_ended", pid=stray.pid)
+                await process.sweep(stray.nonce)
+
+    async def _settle(self, w: Wanted, reason: Reason, sentence: str, exit_: Exit) -> None:
+        """Decides by the policy, and writes BACKOFF or ERROR."""
+        well_for = 0.0 if self._active_since is None else anyio.current_time() - self._active_since
+        self._active_since = None
+        in_a_row = 1 if well_for >= restarts.FORGET_AFTER else w.failures + 1
+        in_window = await processes.recent_failures(self.bot_id, timedelta(seconds=w.restart_window))
+        policy = restarts.Policy(w.restart_mode, w.restart_max, w.restart_backoff)
+        verdict = restarts.after_failure(
+            policy,
+            reason,
+            is_clean=exit_.code == 0,
+            in_a_row=in_a_row,
+            # Failures before the last start by hand are water under the bridge.
+            in_window=min(in_window, w.restart_count + 1),
+            chance=random.uniform(-1, 1),  # noqa: S311 -- spreads retries, protects nothing
+        )
+        delay = None if verdict.delay is None else verdict.delay * self._tools.backoff_scale
+        self._retry_at = None if delay is None else anyio.current_time() + delay
+        now = datetime.now(UTC)
+        await self._to(
+            w, verdict.status, verdict.reason, phase=None, error=sentence, pid=None, failures=in_a_row, ended_at=now,
+            exit_code=exit_.code, exit_signal=exit_.signal,
+            next_retry_at=None if delay is None else now + timedelta(seconds=delay),
+            # Whoever took the port may have it; the next try looks for another.
+            port=None if reason is Reason.PORT_IN_USE else w.port,
+        )  # fmt: skip
+
+    # What was there before us.
+
+    async def _adopt(self, w: Wanted) -> float:
+        """A row that speaks of a process we do not hold: take it over, or record how it ended."""
+        found = None if w.nonce is None else await process.attach(self._tools.home(w.agent_id), str(w.nonce))
+        if isinstance(found, Process):
+            return await self._take_over(w, found)
+        self._is_first = False
+        if isinstance(found, Exit):
+            return await self._ended(w, found)
+        return await self._ended(w, Exit(lost=True))
+
+    async def _take_over(self, w: Wanted, gateway: Process) -> float:
+        log.info("gateway_adopted", pid=gateway.pid)
+        self._attach(gateway)
+        self._is_first = False
+        await self._tools.recorder.adopted(self.bot_id, gateway.pid)
+        if w.status is BotStatus.ACTIVE:
+            self._became_active()
+        elif w.status is BotStatus.STARTING:
+            assert self._tasks is not None
+            self._launching = anyio.CancelScope()
+            self._tasks.start_soon(self._wait_on, self._launching)
+        return 0.0
+
+    async def _wait_on(self, scope: anyio.CancelScope) -> None:
+        """Goes on waiting for a start that another server began."""
+        try:
+            with scope:
+                await self._until_ready()
+        except StartFailure as error:
+            self._failure = error
+        finally:
+            self._launching = None
+            self.ring()
+
+    # Small things.
+
+    def _detach(self) -> None:
+        if self._gateway is not None:
+            self._gateway.close()
+        self._gateway = None
+        self._exit = None
+        self._is_unhealthy = False
+
+    async def _to(self, w: Wanted, status: BotStatus, reason: Reason, **facts: object) -> None:
+        await self._tools.recorder.transition(self.bot_id, w.status_seq, status, reason, **facts)
+
+    async def _close_run(self, w: Wanted, exit_: Exit, reason: Reason, *, is_failure: bool) -> None:
+        if w.nonce is not None:
+            tail = "\n".join(exit_.tail) or None
+            await processes.end_run(w.nonce, reason, is_failure, exit_.code, exit_.signal, tail, exit_.max_rss_kb)
+
+    async def _forget(self, w: Wanted) -> None:
+        """The exit is in the database, so the home need not remember it."""
+        if w.nonce is not None:
+            await process.forget(self._tools.home(w.agent_id), str(w.nonce))

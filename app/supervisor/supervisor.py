@@ -1,0 +1,138 @@
+"""The fleet: a runner for each bot of this machine, behind a barrier, and the bells that wake them."""
+
+import contextvars
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+import anyio.abc
+import structlog
+
+from app.domain.errors import ClawNetError
+from app.services import processes
+from app.supervisor.runner import Runner
+from app.supervisor.tools import Tools
+
+log = structlog.get_logger()
+
+#: Seconds between two looks for wishes whose wake-up was lost, and for bots that other servers made.
+RESYNC_INTERVAL = 5.0
+#: Seconds before a runner that broke is started anew.
+BARRIER_PAUSE = 1.0
+#: Seconds between two tries to become the one that supervises.
+STANDBY_INTERVAL = 1.0
+
+
+class Supervisor:
+    """Supervises the bots of this machine. One process at a time does, held by a lock on the bots' folder."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._runners: dict[UUID, Runner] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._lock: int | None = None
+        #: Why it is not up yet; None once every bot has its runner.
+        self.failing: str | None = "the supervisor is starting"
+        #: Another server supervises; this one serves the API and waits.
+        self.is_standby = False
+
+    def wake(self, bot_id: UUID) -> None:
+        """Somebody wrote a wish for this bot."""
+        runner = self._runners.get(bot_id)
+        if runner is not None:
+            runner.ring()
+        elif self._tasks is not None and not self._tools.is_stopping:
+            self._begin(bot_id)
+
+    async def run(self) -> None:
+        """Supervises until cancelled."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                await self._become_supervisor()
+                self._tasks = tasks
+                while True:
+                    await self._resync()
+                    await anyio.sleep(RESYNC_INTERVAL)
+        finally:
+            self._tasks = None
+            if self._lock is not None:
+                os.close(self._lock)
+
+    async def _become_supervisor(self) -> None:
+        path = self._tools.base_path / "supervisor.lock"
+        while (lock := _try_lock(path)) is None:
+            if not self.is_standby:
+                log.warning("standby", reason="another server supervises the bots in this folder", folder=str(path.parent))
+            self.is_standby, self.failing = True, None
+            await anyio.sleep(STANDBY_INTERVAL)
+        self._lock, self.is_standby = lock, False
+
+    async def _resync(self) -> None:
+        try:
+            for bot_id in await processes.of_node(self._tools.node):
+                if bot_id not in self._runners:
+                    self._begin(bot_id)
+            for bot_id in await processes.stale_wishes(self._tools.node):
+                self._runners[bot_id].ring()
+            self.failing = None
+        except ClawNetError as error:
+            self.failing = f"the supervisor cannot read the bots: {error}"
+            log.warning("resync_failed", error=str(error))
+
+    def _begin(self, bot_id: UUID) -> None:
+        assert self._tasks is not None
+        runner = self._runners[bot_id] = Runner(bot_id, self._tools)
+        # A resolver's context may hold a transaction; a runner inherits nothing.
+        contextvars.Context().run(self._tasks.start_soon, self._barrier, bot_id, runner)
+
+    async def _barrier(self, bot_id: UUID, runner: Runner) -> None:
+        """One bot's bug ends nobody else's life; its own runner is started anew and adopts what lives."""
+        while True:
+            try:
+                await runner.run()
+            except Exception:
+                log.exception("runner_broke", bot_id=str(bot_id))
+                await anyio.sleep(BARRIER_PAUSE)
+                runner = self._runners[bot_id] = Runner(bot_id, self._tools)
+            else:
+                del self._runners[bot_id]
+                return
+
+    async def stop(self, budget: float) -> None:
+        """Takes every bot down; *desired* stays, so they start again next time. Bounded by the budget (s)."""
+        self._tools.is_stopping = True
+        self._tools.last_grace = budget
+        for runner in list(self._runners.values()):
+            runner.ring()
+        # The grace, then time to kill, reap and write it down.
+        with anyio.move_on_after(budget + 5.0):
+            await self._until(lambda: not self._runners)
+        if self._runners:
+            log.error("bots_left_running", count=len(self._runners))
+
+    def kill(self) -> None:
+        """Ends every process at once."""
+        self._tools.last_grace = 0.0
+        for runner in list(self._runners.values()):
+            runner.kill()
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await anyio.sleep(0.02)
+            for runner in self._runners.values():
+                if not runner.has_process:
+                    runner.ring()
+
+
+def _try_lock(path: Path) -> int | None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    os.close(lock)
+    return None

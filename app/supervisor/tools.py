@@ -1,0 +1,90 @@
+"""What every runner shares: where homes are, which OpenClaw runs in them, and who is told."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import anyio
+
+from app.domain.errors import BinaryMissing
+from app.gateway.check import Checker
+from app.gateway.openclaw import Installation
+from app.gateway.probe import Kind, Prober
+from app.gateway.start_cache import StartCache
+from app.services.recorder import Recorder
+from app.vault import Vault
+
+MISSING = (
+    "OpenClaw is not installed here: run `scripts/openclaw` (or start the server without --no-openclaw), "
+    "or set OPENCLAW_BINARY_PATH to an `openclaw` of your own; then start the bot again"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenClaw:
+    """The installed OpenClaw with what was found out about it."""
+
+    installation: Installation
+    checker: Checker
+    start_cache: StartCache
+
+
+class Finder:
+    """Finds OpenClaw when it is first needed, and looks again after it was missing."""
+
+    def __init__(self, find: Callable[[], Awaitable[Installation | None]], cache_dir: Path) -> None:
+        self._find = find
+        self._cache_dir = cache_dir
+        self._found: OpenClaw | None = None
+        self._lock = anyio.Lock()
+
+    async def get(self) -> OpenClaw:
+        """Raises `BinaryMissing` with what to do about it."""
+        async with self._lock:
+            if self._found is None:
+                installation = await self._find()
+                if installation is None:
+                    raise BinaryMissing(MISSING)
+                self._found = OpenClaw(
+                    installation,
+                    Checker(installation, self._cache_dir),
+                    StartCache(installation, self._cache_dir),
+                )
+            return self._found
+
+    @property
+    def version(self) -> str | None:
+        """Its version, once it was found."""
+        return self._found.installation.version if self._found else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Tools:
+    """Handed to each runner by the supervisor; the times are seconds."""
+
+    recorder: Recorder
+    vault: Vault
+    openclaw: Finder
+    prober: Prober
+    base_path: Path
+    base_port: int
+    node: str
+    stop_grace: float
+    health_interval: float
+    start_budget: float
+    backoff_scale: float
+    #: A start takes whole cores for seconds, so no more run at once than there are cores.
+    slots: anyio.CapacityLimiter
+    #: How readiness shows here; learned from the first gateway that answers.
+    kind: Kind = field(default=Kind.UNKNOWN)
+    #: The server goes down and takes its bots along.
+    is_stopping: bool = False
+    #: Grace that replaces every other while the server goes down.
+    last_grace: float | None = None
+
+    def home(self, agent_id: str) -> Path:
+        return self.base_path / "bots" / agent_id
+
+    def bound(self, bot_id: UUID) -> dict[str, str]:
+        return {"bot_id": str(bot_id)}

@@ -1,0 +1,197 @@
+"""A whole server on a real socket, and a client that speaks to it as front ends do."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import websockets
+
+from app import server, settings
+from app.main import Running, running
+
+REPO = Path(__file__).resolve().parent.parent
+
+#: Seconds any single wait of a test may take; far above what it takes.
+PATIENCE = 30.0
+
+
+@dataclass
+class Api:
+    """A GraphQL client: queries over HTTP, subscriptions over graphql-transport-ws."""
+
+    url: str
+    token: str | None = None
+    running: Running | None = None
+    http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(trust_env=False, timeout=120))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def signed_in(self, token: str | None) -> "Api":
+        return Api(self.url, token, self.running, self.http)
+
+    async def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The whole answer: `data` and `errors`."""
+        body = {"query": query, "variables": variables}
+        answer = await self.http.post(f"{self.url}/graphql", json=body, headers=self.headers)
+        return answer.json()
+
+    async def run(self, query: str, **variables: Any) -> Any:
+        """The one root field's value; errors fail the test."""
+        answer = await self.ask(query, **variables)
+        assert "errors" not in answer, answer["errors"]
+        (value,) = answer["data"].values()
+        return value
+
+    @asynccontextmanager
+    async def listen(self, query: str, **variables: Any) -> AsyncGenerator["Heard"]:
+        """An open subscription. `async for` gives the root field's value of each event."""
+        uri = self.url.replace("http", "ws", 1) + "/graphql"
+        async with websockets.connect(uri, subprotocols=["graphql-transport-ws"], proxy=None) as socket:
+            payload = {"authorization": f"Bearer {self.token}"} if self.token else {}
+            await socket.send(json.dumps({"type": "connection_init", "payload": payload}))
+            assert json.loads(await socket.recv())["type"] == "connection_ack"
+            body = {"query": query, "variables": variables}
+            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": body}))
+            yield Heard(socket)
+
+
+class Heard:
+    """What a subscription says."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self.seen: list[Any] = []
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        with anyio.fail_after(PATIENCE):
+            message = json.loads(await self.socket.recv())
+        if message["type"] == "complete":
+            raise StopAsyncIteration
+        if message["type"] == "error":
+            raise AssertionError(message["payload"])
+        assert "errors" not in message["payload"], message["payload"]
+        (value,) = message["payload"]["data"].values()
+        self.seen.append(value)
+        return value
+
+    async def until(self, is_it: Callable[[Any], bool], patience: float = PATIENCE) -> Any:
+        """The first event that is the one; everything before it stays in `seen`."""
+        try:
+            with anyio.fail_after(patience):
+                async for event in self:
+                    if is_it(event):
+                        return event
+        except TimeoutError:
+            raise AssertionError(f"not heard within {patience:g} s; heard {self.seen}") from None
+        raise AssertionError(f"the subscription ended; heard {self.seen}")
+
+
+def dsn(config: dict[str, Any]) -> str:
+    """A DATABASE_URL for the connect arguments of an embedded server."""
+    return f"postgresql://{config['user']}@/{config['database']}?host={config['host']}"
+
+
+def environ(folder: Path, database: dict[str, Any] | None, openclaw: Path | None, **more: str) -> dict[str, str]:
+    """Settings for a server that keeps everything in one folder and waits for nothing."""
+    found = {
+        "CLAWNET_DATA_DIR": str(folder / "data"),
+        "CLAWNET_CACHE_DIR": str(folder / "cache"),
+        "CLAWNET_PORT": "0",
+        "CLAWNET_NODE": "test",
+        "CLAWNET_BACKOFF_SCALE": "0.1",
+        "CLAWNET_LOG_FORMAT": "json",
+        "CLAWNET_LOG_LEVEL": "info",
+    }
+    if database is not None:
+        found["DATABASE_URL"] = dsn(database)
+    if openclaw is not None:
+        found["OPENCLAW_BINARY_PATH"] = str(openclaw)
+    return found | more
+
+
+class _Quiet(server.Server):
+    """The server of production, with the test's own signal handlers left alone."""
+
+    def capture_signals(self) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+@asynccontextmanager
+async def running_server(wanted: dict[str, str], token: str | None = None) -> AsyncGenerator[Api]:
+    """A server in this process on a free port; `api.token` is the first administrator's, or the given one."""
+    loaded = settings.load(wanted)
+    listener = server.bind(loaded)
+    async with running(loaded, lambda _: None, with_openclaw=False, stop_budget=5.0) as up:
+        served = _Quiet(server.config(up, loaded), up)
+        task = asyncio.create_task(served.serve(sockets=[listener]))
+        api = Api(f"http://127.0.0.1:{listener.getsockname()[1]}", up.first_token or token, up)
+        try:
+            with anyio.fail_after(PATIENCE):
+                while (await api.http.get(f"{api.url}/readyz")).status_code != 200:
+                    await asyncio.sleep(0.02)
+            yield api
+        finally:
+            await api.http.aclose()
+            served.should_exit = True
+            await task
+
+
+@dataclass
+class ServerProcess:
+    """`clawnet serve` as a process of its own, for tests that kill it."""
+
+    process: subprocess.Popen[str]
+    url: str
+    token: str | None
+    lines: list[str]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:
+    """Starts `python -m app serve` and returns once it said that it is ready."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **wanted}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--no-openclaw", *arguments],
+        cwd=REPO,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=(Path(wanted["CLAWNET_DATA_DIR"]).parent / "server.log").open("a"),
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    token = None
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        if line.strip().startswith("cn_"):
+            token = line.strip()
+        if "ready: " in line:
+            url = line.split("ready: ")[1].strip().removesuffix("/playground")
+            return ServerProcess(process, url, token, lines)
+    raise AssertionError(f"the server did not start (status {process.wait()}): {lines}")
