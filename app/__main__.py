@@ -73,7 +73,9 @@ async def _serve(with_openclaw: bool) -> int:
     try:
         listener = server.bind(wanted)
     except OSError as error:
-        print(f"clawnet: CLAWNET_PORT {wanted.clawnet_port} on {wanted.clawnet_host}: {error.strerror}", file=sys.stderr)
+        print(
+            f"clawnet: CLAWNET_PORT {wanted.clawnet_port} on {wanted.clawnet_host}: {error.strerror}", file=sys.stderr
+        )
         return EX_CONFIG
     budget = TERMINAL_GRACE if sys.stdin.isatty() else None
     with listener:

@@ -6,9 +6,10 @@ import ctypes
 import os
 import resource
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -20,7 +21,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
-from app.domain.errors import ClawNetError
+from app.domain.errors import ClawNetError, KeyMismatch
 from app.gateway import install, openclaw, overrides
 from app.gateway.chat import Chat
 from app.gateway.probe import Prober
@@ -96,7 +97,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, say: Say, *, with_openclaw: bool = True, stop_budget: float | None = None) -> AsyncGenerator[Running, None]:
+async def running(
+    settings: Settings, say: Say, *, with_openclaw: bool = True, stop_budget: float | None = None
+) -> AsyncGenerator[Running, None]:
     """A whole server but for its socket: database, keys, OpenClaw, supervisor, application.
 
     Args:
@@ -111,7 +114,7 @@ async def running(settings: Settings, say: Say, *, with_openclaw: bool = True, s
     schema.check()
     async with AsyncExitStack() as stack:
         await _open_database(stack, settings, say)
-        opened = await keys.open_vault(_encryption_key(settings, say))
+        opened = await keys.open_vault(await _encryption_key(settings, say))
         finder = await _find_openclaw(settings, say, may_install=with_openclaw)
         token = await accounts.first_administrator()
         hub = Hub()
@@ -170,12 +173,17 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) ->
         say(f"database: {applied} migration(s) applied")
 
 
-def _encryption_key(settings: Settings, say: Say) -> str:
-    """The key as given, or the one in the file beside the data, which is made when it is missing."""
+async def _encryption_key(settings: Settings, say: Say) -> str:
+    """The key as given, or the one in the file beside the data, made together with an empty database."""
     if settings.encryption_key is not None:
         return settings.encryption_key.reveal()
     path = settings.clawnet_data_dir / "encryption.key"
     if not path.exists():
+        if await keys.are_made():
+            raise KeyMismatch(
+                f"the key file {path} is gone, and this database's secrets need it: put it back from a backup, "
+                "or set ENCRYPTION_KEY to what stood in it"
+            )
         say(f"encryption: no ENCRYPTION_KEY given; a new key is kept in {path} (back it up with the database)")
     return vault.key_file(path)
 
@@ -244,7 +252,7 @@ def _services(
     chat = Chat()
     stack.push_async_callback(chat.close)
 
-    def background(work: Callable[[], Awaitable[None]]) -> None:
+    def background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # It inherits nothing of who asked, least of all a transaction.
         contextvars.Context().run(tasks.start_soon, work)
 
@@ -257,7 +265,6 @@ def protect() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pr_set_dumpable = 4
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0)
-
 
 
 async def migrated(settings: Settings, say: Say) -> None:

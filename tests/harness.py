@@ -119,6 +119,7 @@ def environ(folder: Path, database: dict[str, Any] | None, openclaw: Path | None
     }
     if database is not None:
         found["DATABASE_URL"] = dsn(database)
+        found["ENCRYPTION_KEY"] = "5f" * 8 + "0123456789abcdef" * 3
     if openclaw is not None:
         found["OPENCLAW_BINARY_PATH"] = str(openclaw)
     return found | more

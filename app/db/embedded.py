@@ -47,6 +47,7 @@ LOG_TAIL = 12
 
 NAME = "clawnet"
 PORT = 5432
+SOCKET = f".s.PGSQL.{PORT}"
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -279,16 +280,13 @@ class _Server:
 
     def _socket_dir(self, identity: _Identity) -> Path:
         folder = self._folder / "run"
-        if len(os.fsencode(folder / f".s.PGSQL.{PORT}")) > SOCKET_PATH_LIMIT:
-            name = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
-            folder = Path(tempfile.gettempdir()) / f"clawnet-{name}"
+        if len(os.fsencode(folder / SOCKET)) > SOCKET_PATH_LIMIT:
+            folder = _temporary_folder(self._folder, {os.geteuid(), identity.uid})
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Anybody may make that name in the temporary folder first: who owns it sees our connections.
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), identity.uid}:
-            raise SettingsError(f"{folder} belongs to somebody else; remove it, or set a shorter CLAWNET_DATA_DIR")
         identity.own(folder)
-        folder.chmod(0o700)
+        # No server runs here now, whatever became of the number in the lock's file.
+        for name in (SOCKET, f"{SOCKET}.lock"):
+            (folder / name).unlink(missing_ok=True)
         return folder
 
     def _forget_stranger(self) -> None:
@@ -362,6 +360,19 @@ def _try_lock(file: IO[bytes]) -> bool:
 def _remove(folder: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def _temporary_folder(folder: Path, owners: set[int]) -> Path:
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"clawnet-{name}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    # Anybody may make that name first, and who owns the folder owns our connections.
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners:
+        raise SettingsError(f"{place} belongs to somebody else; remove it, or set a shorter CLAWNET_DATA_DIR")
+    place.chmod(0o700)
+    return place
 
 
 def _environment() -> dict[str, str]:

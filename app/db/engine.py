@@ -66,9 +66,22 @@ def _answering(connection: Any = None) -> Generator[None, None, None]:
         raise Unavailable("the database does not answer") from error
     except asyncpg.InterfaceError as error:
         # The class also covers mistakes of ours, such as a wrong number of arguments: those stay what they are.
-        if connection is None or connection.is_closed():
+        if connection is None or _is_gone(connection):
             raise Unavailable("the database does not answer") from error
         raise
+
+
+def _is_gone(connection: Any) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has already taken a lost connection out of our hands
+        return True
+
+
+def _drop(connection: Any) -> None:
+    """Cut a connection whose state is unknown; PostgreSQL then rolls back."""
+    if not _is_gone(connection):
+        connection.terminate()
 
 
 class Transaction(PostgresTransaction):
@@ -183,13 +196,13 @@ class Transaction(PostgresTransaction):
         try:
             await self.rollback()
         except (Unavailable, TransactionError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self.connection.terminate()
+            _drop(self.connection)
 
     async def _abandon(self) -> None:
         """End what may not even have begun: its connection is in an unknown state, so it is dropped."""
         self.is_finished = True
         if self._parent is None:  # a savepoint ends with the transaction around it
-            self.connection.terminate()
+            _drop(self.connection)
             await self.engine.give_back(self.connection)
 
     def _pass_on_callbacks(self) -> None:

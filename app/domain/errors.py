@@ -1,16 +1,16 @@
 """Every refusal ClawNet makes, in one tree.
 
-    ClawNetError
-      Refusal                what the caller can mend: becomes a `userError` of a mutation
-        Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed
-      Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
-        Unauthenticated Forbidden Missing Unavailable BadInput
-      StartFailure           why a bot's process could not be started; ends in its `errorMessage`
-        BinaryMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
-      SecretError            a stored secret could not be read
-        UnsupportedCiphertext KeyUnavailable CiphertextTampered
-      SettingsError          a setting is missing or wrong; the server does not start
-        KeyMismatch
+ClawNetError
+  Refusal                what the caller can mend: becomes a `userError` of a mutation
+    Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed
+  Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
+    Unauthenticated Forbidden Missing Unavailable BadInput
+  StartFailure           why a bot's process could not be started; ends in its `errorMessage`
+    BinaryMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
+  SecretError            a stored secret could not be read
+    UnsupportedCiphertext KeyUnavailable CiphertextTampered
+  SettingsError          a setting is missing or wrong; the server does not start
+    KeyMismatch
 """
 
 from app.domain.states import Reason

@@ -29,9 +29,7 @@ class Answer:
 class GatewayChat(Protocol):
     """Speaks to a running gateway. Raises `GatewayFailed` with a sentence for people."""
 
-    async def __call__(
-        self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float
-    ) -> Answer: ...
+    async def __call__(self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float) -> Answer: ...
 
 
 class WakeRooms(Protocol):

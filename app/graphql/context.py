@@ -1,6 +1,6 @@
 """What a resolver can reach: who asks, the services, and the loaders of this operation."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -35,7 +35,7 @@ class Services:
     hub: Hub
     wake: Wake
     #: Runs work that nobody waits for, in a task group that the server owns.
-    background: Callable[[Callable[[], Awaitable[None]]], None]
+    background: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
 class Context(BaseContext, kw_only=True):

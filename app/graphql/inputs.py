@@ -3,13 +3,8 @@
 import strawberry
 from strawberry.scalars import JSON
 
-from app.graphql.types.enums import (
-    BotOrderField,
-    BotStatusEnum,
-    ModelProviderApiEnum,
-    OrderDirection,
-    RestartModeEnum,
-)
+from app.domain.states import BotStatus, ModelProviderApi, RestartMode
+from app.graphql.types.enums import BotOrderField, OrderDirection
 from app.services import bots
 
 _ANY_TEXT = "Any text; it comes back in the payload."
@@ -23,12 +18,10 @@ class BotBy:
 
 @strawberry.input(description="Which bots: all conditions hold at once.")
 class BotFilter:
-    status: list[BotStatusEnum] | None = strawberry.field(default=None, description="Status is one of these.")
+    status: list[BotStatus] | None = strawberry.field(default=None, description="Status is one of these.")
     owner_id: list[strawberry.ID] | None = strawberry.field(default=None, description="Owner is one of these.")
     tags: list[str] | None = strawberry.field(default=None, description="Has all of these labels.")
-    search: str | None = strawberry.field(
-        default=None, description="Name, agent or description contains this text."
-    )
+    search: str | None = strawberry.field(default=None, description="Name, agent or description contains this text.")
 
 
 @strawberry.input(description="Order of bots.")
@@ -39,7 +32,7 @@ class BotOrder:
 
 @strawberry.input(description="What is done after a crash.")
 class RestartPolicyInput:
-    mode: RestartModeEnum = strawberry.field(description="When to start again.")
+    mode: RestartMode = strawberry.field(description="When to start again.")
     max_restarts: int = strawberry.field(
         default=5, description="Restarts within the window before the bot is left in ERROR."
     )
@@ -64,9 +57,7 @@ class BotCreateInput:
     restart_policy: RestartPolicyInput | None = strawberry.field(
         default=None, description="What is done after a crash."
     )
-    config_overrides: JSON | None = strawberry.field(
-        default=None, description="Settings laid over the generated ones."
-    )
+    config_overrides: JSON | None = strawberry.field(default=None, description="Settings laid over the generated ones.")
     agent_id: str | None = strawberry.field(
         default=None, description="Short name of the agent; made from the name when absent."
     )
@@ -115,9 +106,7 @@ class BotStartInput:
 class BotStopInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
     wait: bool = strawberry.field(default=True, description="Answer only when it has ended, or after 60 s.")
-    grace_seconds: float | None = strawberry.field(
-        default=None, description="Seconds before it is ended by force."
-    )
+    grace_seconds: float | None = strawberry.field(default=None, description="Seconds before it is ended by force.")
     client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
 
 
@@ -140,12 +129,10 @@ class MessageSendInput:
 class ModelProviderSaveInput:
     id: strawberry.ID | None = strawberry.field(default=None, description="The provider; absent for a new one.")
     name: str = strawberry.field(description="First part of `provider/model`.")
-    api: ModelProviderApiEnum = strawberry.field(
-        default=ModelProviderApiEnum.OPENAI_COMPLETIONS, description="How it is spoken to."
+    api: ModelProviderApi = strawberry.field(
+        default=ModelProviderApi.OPENAI_COMPLETIONS, description="How it is spoken to."
     )
-    base_url: str | None = strawberry.field(
-        default=None, description="Its address; absent for the maker's own."
-    )
+    base_url: str | None = strawberry.field(default=None, description="Its address; absent for the maker's own.")
     models: JSON | None = strawberry.field(
         default=None, description="Models it offers, as OpenClaw wants them described."
     )

@@ -91,12 +91,8 @@ class Mutation:
         await info.context.services.bots.gone(bot_id)
         return payloads.BotDeletePayload(deleted_bot_id=input.bot_id)
 
-    @mutation(
-        Rule.OWNED, TokenScope.FLEET_WRITE, "Starts the process and, with `wait`, answers once it listens."
-    )
-    async def bot_start(
-        self, info: Info, input: Annotated[inputs.BotStartInput, _INPUT]
-    ) -> payloads.BotStartPayload:
+    @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Starts the process and, with `wait`, answers once it listens.")
+    async def bot_start(self, info: Info, input: Annotated[inputs.BotStartInput, _INPUT]) -> payloads.BotStartPayload:
         bot_id = node.require(input.bot_id, "Bot", "botId")
         generation = await info.context.services.bots.start(info.context.caller, bot_id)
         bot, errors = await _started(info.context, bot_id, generation, input.wait)
@@ -173,9 +169,7 @@ class Mutation:
         return payloads.ModelProviderDeletePayload(deleted_id=input.id)
 
 
-async def _started(
-    context: Context, bot_id: UUID, generation: int, wait: bool
-) -> tuple[Bot | None, list[UserError]]:
+async def _started(context: Context, bot_id: UUID, generation: int, wait: bool) -> tuple[Bot | None, list[UserError]]:
     """The bot as it is once the wish is settled, and why it failed where it did."""
     service, viewer = context.services.bots, context.caller
     if wait:

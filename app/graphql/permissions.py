@@ -11,10 +11,9 @@ from strawberry.extensions import FieldExtension
 from strawberry.schema_directive import Location
 from strawberry.types.field import StrawberryField
 
-from app.domain.errors import Forbidden, Refusal, Unauthenticated
+from app.domain.errors import Forbidden, Refusal
 from app.domain.states import TokenScope
 from app.graphql.context import Info
-from app.graphql.types.enums import TokenScopeEnum
 from app.graphql.types.error import UserError
 
 _RULE = "clawnet.rule"
@@ -36,7 +35,7 @@ class Rule(StrEnum):
     description="The scope an access token must carry to reach a field.",
 )
 class Requires:
-    scope: TokenScopeEnum = strawberry.directive_field(name="scope")
+    scope: TokenScope = strawberry.directive_field(name="scope")
 
 
 class _Guard(FieldExtension):
@@ -65,7 +64,8 @@ class _Payloads(FieldExtension):
             payload = await next_(source, info, **kwargs)
         except Refusal as refusal:
             error = UserError(code=UserError.code_of(refusal), message=refusal.message, field=refusal.field)
-            payload = info.return_type(user_errors=[error])
+            make: Any = info.return_type
+            payload: Any = make(user_errors=[error])
         payload.client_mutation_id = kwargs["input"].client_mutation_id
         return payload
 
@@ -75,7 +75,7 @@ def _metadata(rule: Rule) -> dict[Any, object]:
 
 
 def _directives(scope: TokenScope | None) -> list[object]:
-    return [] if scope is None else [Requires(scope=TokenScopeEnum(scope))]
+    return [] if scope is None else [Requires(scope=scope)]
 
 
 def query(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
@@ -110,10 +110,9 @@ def subscription(rule: Rule, scope: TokenScope | None, description: str) -> Call
 
 def check(schema: GraphQLSchema) -> None:
     """Every root field states a rule, or the server does not start."""
-    for root in (schema.query_type, schema.mutation_type, schema.subscription_type):
-        for name, field in (root.fields if root else {}).items():
-            definition: StrawberryField | None = (field.extensions or {}).get("strawberry-definition")
-            if definition is None or _RULE not in (definition.metadata or {}):
+    roots = (schema.query_type, schema.mutation_type, schema.subscription_type)
+    for root in filter(None, roots):
+        for name, field in root.fields.items():
+            definition: StrawberryField | None = field.extensions.get("strawberry-definition")
+            if definition is None or _RULE not in definition.metadata:
                 raise RuntimeError(f"{root}.{name} states no rule of ownership; declare it with permissions.*")
-
-

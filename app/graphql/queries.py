@@ -69,7 +69,9 @@ class Query:
 
     @query(Rule.VISIBLE, None, "Objects by their identities, in the same order, null where there is none.")
     async def nodes(
-        self, info: Info, ids: Annotated[list[strawberry.ID], strawberry.argument(description="Identities, at most 100.")]
+        self,
+        info: Info,
+        ids: Annotated[list[strawberry.ID], strawberry.argument(description="Identities, at most 100.")],
     ) -> list[Node | None]:
         if len(ids) > page.MAX_SIZE:
             raise BadInput(f"`ids` holds {len(ids)} identities; at most {page.MAX_SIZE} are allowed")
@@ -97,10 +99,10 @@ class Query:
     ) -> Bot | None:
         viewer, bots = info.context.caller, info.context.services.bots
         row = None
-        if by.id is not None and by.id.value is not None:
+        if by.id is not None:
             parsed = node.parse(by.id.value)
             row = await bots.get(viewer, parsed[1]) if parsed and parsed[0] == "Bot" else None
-        elif by.agent_id is not None and by.agent_id.value is not None:
+        elif by.agent_id is not None:
             row = await bots.by_agent_id(viewer, by.agent_id.value)
         return Bot.from_row(row, viewer) if row else None
 

@@ -16,6 +16,7 @@ from app.graphql.guard import QueryGuard
 from app.graphql.mutations import Mutation
 from app.graphql.queries import Query
 from app.graphql.subscriptions import Subscription
+from app.graphql.types import enums  # noqa: F401 -- publishes the domain's enums
 from app.graphql.types.room import BigInt
 
 log = structlog.get_logger()
@@ -29,9 +30,7 @@ INTERNAL = "Something went wrong on the server; the request id finds it in its l
 class Schema(strawberry.Schema):
     """Tells clients what they can use of an error, and the log the rest."""
 
-    def process_errors(
-        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
-    ) -> None:
+    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         request_id = getattr(execution_context and execution_context.context, "request_id", "")
         for error in errors:
             code = _code(error)
@@ -86,5 +85,3 @@ def text_hash() -> str:
 def check() -> None:
     """Refuses to go on with a root field that states no rule."""
     permissions.check(schema._schema)  # pyright: ignore[reportPrivateUsage]
-
-

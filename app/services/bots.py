@@ -90,11 +90,12 @@ _VISIBLE = "b.desired <> 'DELETED' AND ($1 OR b.owner = $2)"
 
 
 def _bot(row: dict[str, Any]) -> Bot:
-    return Bot(**row | {
+    typed: dict[str, Any] = {
         "restart_mode": RestartMode(row["restart_mode"]),
         "desired": DesiredState(row["desired"]),
         "status": BotStatus(row["status"]),
-    })  # fmt: skip
+    }
+    return Bot(**row | typed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,9 +446,7 @@ async def _page(viewer: Viewer, query: Query) -> Page:
             where.add(f"({key}, b.id) {sign} ({{}}, {{}})", value, identity)
     way = "DESC" if query.is_descending != is_backward else "ASC"
     sql = _BOT.replace("SELECT", f"SELECT {key} AS sort_key,", 1)
-    rows = await DB.fetch(
-        f"{sql} WHERE {where} ORDER BY {key} {way}, b.id {way} LIMIT {size + 1}", *where.values
-    )
+    rows = await DB.fetch(f"{sql} WHERE {where} ORDER BY {key} {way}, b.id {way} LIMIT {size + 1}", *where.values)
     has_more = len(rows) > size
     rows = rows[:size]
     if is_backward:
@@ -479,4 +478,3 @@ def _open_cursor(order: OrderField, cursor: str) -> tuple[Any, UUID]:
         return datetime.fromisoformat(value) if is_time else str(value), UUID(identity)
     except (binascii.Error, ValueError, TypeError, AttributeError) as error:
         raise BadInput("the cursor does not belong to this list and order") from error
-

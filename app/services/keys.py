@@ -27,9 +27,16 @@ async def open_vault(key: str) -> Vault:
         else:
             installation = vault.Installation(row["id"], bytes(row["salt"]), row["kdf"])
     rows = await DB.fetch("SELECT key_id, state, kek_id, nonce, wrapped FROM keyring")
-    ring = [WrappedKey(r["key_id"], r["state"], bytes(r["kek_id"]), bytes(r["nonce"]), bytes(r["wrapped"])) for r in rows]
+    ring = [
+        WrappedKey(r["key_id"], r["state"], bytes(r["kek_id"]), bytes(r["nonce"]), bytes(r["wrapped"])) for r in rows
+    ]
     # A passphrase is stretched for half a second and 128 MiB.
     return await anyio.to_thread.run_sync(vault.open_keyring, parsed, installation, ring)
+
+
+async def are_made() -> bool:
+    """This database has a keyring, so there is a master key somewhere that fits it."""
+    return await DB.fetch_one("SELECT id FROM installation") is not None
 
 
 async def _create(installation: vault.Installation, key: WrappedKey) -> None:

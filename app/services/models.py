@@ -10,7 +10,6 @@ import asyncpg
 
 from app.db.engine import DB
 from app.domain.errors import Conflict, Invalid, NotFound, Taken
-from app.domain.ids import new_id
 from app.domain.ports import Wake
 from app.domain.states import ModelProviderApi
 from app.domain.viewer import Viewer
@@ -114,13 +113,15 @@ async def save(viewer: Viewer, wake: Wake, draft: Draft, sealed: Sealed | None, 
             owner = _owner(viewer, draft.shared, old)
             if old is None:
                 await DB.fetch(
-                    "INSERT INTO model_provider (id, owner, name, api, base_url, models) VALUES ($1, $2, $3, $4, $5, $6)",
+                    "INSERT INTO model_provider (id, owner, name, api, base_url, models, created_at) "
+                    "VALUES ($1, $2, $3, $4, $5, $6, now())",
                     identity, owner, name, draft.api.value, base_url, models,
                 )  # fmt: skip
             else:
                 await _refuse_while_used(old, name, owner)
                 await DB.fetch(
-                    "UPDATE model_provider SET owner = $2, name = $3, api = $4, base_url = $5, models = $6 WHERE id = $1",
+                    "UPDATE model_provider SET owner = $2, name = $3, api = $4, base_url = $5, models = $6 "
+                    "WHERE id = $1",
                     identity, owner, name, draft.api.value, base_url, models,
                 )  # fmt: skip
             if not draft.keeps_key:

@@ -20,7 +20,8 @@ async def add(
     identity = new_id()
     title, body = title[:MAX_TITLE], body[:MAX_BODY] if body else None
     await DB.fetch(
-        'INSERT INTO notification (id, "user", kind, title, body, bot, created_at) VALUES ($1, $2, $3, $4, $5, $6, now())',
+        'INSERT INTO notification (id, "user", kind, title, body, bot, created_at) '
+        "VALUES ($1, $2, $3, $4, $5, $6, now())",
         identity, user_id, kind.value, title, body, bot_id,
     )  # fmt: skip
     payload = {"notificationId": identity, "kind": kind, "title": title, "body": body, "botId": bot_id}
@@ -28,7 +29,5 @@ async def add(
 
 
 async def unread(user_id: UUID) -> int:
-    row = await DB.fetch_one(
-        'SELECT count(*) AS n FROM notification WHERE "user" = $1 AND read_at IS NULL', user_id
-    )
+    row = await DB.fetch_one('SELECT count(*) AS n FROM notification WHERE "user" = $1 AND read_at IS NULL', user_id)
     return 0 if row is None else row["n"]

@@ -45,6 +45,7 @@ class Wanted:
     seen_generation: int
     applied_revision: int
     config_sha256: str | None
+    openclaw_version: str | None
     failures: int
     restart_count: int
     next_retry_at: datetime | None
@@ -55,7 +56,8 @@ _WANTED = """
 SELECT b.id AS bot_id, b.owner, b.agent_id, b.name, b.model, b.system_prompt, b.config_overrides AS overrides,
   b.restart_mode, b.restart_max, b.restart_window, b.restart_backoff, b.config_revision AS revision, b.desired,
   b.generation, b.restart_generation, b.stop_grace, p.status, p.status_seq, p.reason, p.nonce, p.pid, p.port,
-  p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_sha256, p.failures,
+  p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_sha256,
+  p.openclaw_version, p.failures,
   p.restart_count, p.next_retry_at, p.started_at
 FROM bot b JOIN bot_process p ON p.bot = b.id
 """
@@ -121,7 +123,13 @@ async def begin_run(bot_id: UUID, nonce: UUID) -> None:
 
 
 async def end_run(
-    nonce: UUID, reason: str, is_failure: bool, code: int | None, signal: str | None, tail: str | None, rss_kb: int | None
+    nonce: UUID,
+    reason: str,
+    is_failure: bool,
+    code: int | None,
+    signal: str | None,
+    tail: str | None,
+    rss_kb: int | None,
 ) -> None:
     """Closes the run once; a second report about the same incarnation changes nothing."""
     await DB.fetch(

@@ -96,7 +96,9 @@ def parse_cursor(text: str) -> dict[int, tuple[int, int]]:
         raise BadInput("`after` is no cursor of this server") from error
 
 
-async def append(wake: WakeRooms, names: Sequence[str], type_: str, payload: dict[str, Any], owner: UUID | None) -> None:
+async def append(
+    wake: WakeRooms, names: Sequence[str], type_: str, payload: dict[str, Any], owner: UUID | None
+) -> None:
     """Says something in rooms, inside the caller's transaction; listeners hear it after the commit.
 
     Rooms are locked in the order given; every caller names the bot's room before the fleet's.
@@ -218,7 +220,8 @@ async def prune() -> None:
     async with DB.transaction():
         await DB.fetch(
             "UPDATE room SET floor = greatest(floor, seq - $1, "
-            "coalesce((SELECT max(e.seq) FROM room_event e WHERE e.room = room.id AND e.at < now() - $2::interval), 0)) "
+            "coalesce((SELECT max(e.seq) FROM room_event e "
+            "WHERE e.room = room.id AND e.at < now() - $2::interval), 0)) "
             "WHERE seq - $1 > floor OR EXISTS "
             "(SELECT FROM room_event e WHERE e.room = room.id AND e.seq > floor AND e.at < now() - $2::interval)",
             KEPT_EVENTS, KEPT_TIME,

@@ -51,7 +51,7 @@ async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> Rend
         agent_id=w.agent_id,
         name=w.name,
         model=w.model,
-        system_prompt=w.system_prompt,
+        system_prompt=w.system_prompt or "",
         home=tools.home(w.agent_id),
         port=port,
         gateway_token=token.reveal(),
@@ -73,7 +73,7 @@ async def write(tools: Tools, w: Wanted, rendered: Rendered) -> None:
     """Puts the configuration and the persona in their places, and says so in the row."""
     folder = tools.home(w.agent_id)
     await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(rendered.tree))
-    await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt)
+    await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
     await processes.note(
         w.bot_id,
         config_revision=w.revision,
@@ -93,7 +93,9 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
     assert w.nonce is not None  # The caller has written STARTING with it.
     openclaw = await tools.openclaw.get()
     folder = tools.home(w.agent_id)
-    if await anyio.to_thread.run_sync(home.make, folder):
+    is_new = not folder.exists()
+    await anyio.to_thread.run_sync(home.make, folder)
+    if is_new:
         await tools.recorder.phase(w.bot_id, Phase.PREPARING)
         await openclaw.start_cache.copy_into(folder)
     port = await ports.claim(w.bot_id, tools.node, tools.base_port, w.port)
@@ -107,14 +109,13 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
     await processes.note(
         w.bot_id, pid=gateway.pid, openclaw_version=openclaw.installation.version, last_seen_at=datetime.now(UTC)
     )
-    return gateway
 
 
 def _launch(openclaw: OpenClaw, w: Wanted, folder: Path, port: int, nonce: UUID) -> Launch:
     return Launch(
         home=folder,
         argv=home.argv(openclaw.installation, port),
-        env=home.environment(folder, openclaw.installation, str(w.bot_id), str(nonce)),
+        env=home.environment(folder, openclaw.installation, w.bot_id, nonce),
         cwd=folder / "workspace",
         nonce=str(nonce),
     )

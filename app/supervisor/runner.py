@@ -356,7 +356,13 @@ class Runner:
                 return refused
             reason = Reason.CONFIG_INVALID if exit_.code == 78 else Reason.EXITED
         reason = reason or Reason.CRASHED
-        how = f" (signal {exit_.signal})" if exit_.signal else f" (exit code {exit_.code})" if exit_.code is not None else ""
+        how = (
+            f" (signal {exit_.signal})"
+            if exit_.signal
+            else f" (exit code {exit_.code})"
+            if exit_.code is not None
+            else ""
+        )
         tail = " | ".join(line.strip() for line in exit_.tail[-TAIL_LINES:] if line.strip())
         said = f"; its last words: {tail}" if tail and reason in (Reason.EXITED, Reason.CONFIG_INVALID) else ""
         return reason, _WORDS.get(reason, "OpenClaw refused the configuration") + how + said

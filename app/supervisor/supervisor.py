@@ -66,7 +66,9 @@ class Supervisor:
         path = self._tools.base_path / "supervisor.lock"
         while (lock := _try_lock(path)) is None:
             if not self.is_standby:
-                log.warning("standby", reason="another server supervises the bots in this folder", folder=str(path.parent))
+                log.warning(
+                    "standby", reason="another server supervises the bots in this folder", folder=str(path.parent)
+                )
             self.is_standby, self.failing = True, None
             await anyio.sleep(STANDBY_INTERVAL)
         self._lock, self.is_standby = lock, False

@@ -51,7 +51,7 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
     class Controller(made):
         """Signs sockets in, and writes JSON fast."""
 
-        async def on_ws_connect(self, context: Context) -> UnsetType | None | dict[str, object]:
+        async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
             given = (context.connection_params or {}).get("authorization")
             if isinstance(given, str):
                 context.token = bearer(given) or given

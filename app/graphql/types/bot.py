@@ -6,11 +6,11 @@ import strawberry
 from strawberry.scalars import JSON
 
 from app.domain import rooms
-from app.domain.states import BotStatus, DesiredState, TokenScope
+from app.domain.states import BotStatus, DesiredState, RestartMode, TokenScope
 from app.domain.viewer import Viewer
 from app.graphql.context import Info, user_loader
 from app.graphql.types import node
-from app.graphql.types.enums import BotAction, BotDesiredState, BotStatusEnum, RestartModeEnum
+from app.graphql.types.enums import BotAction, BotDesiredState
 from app.graphql.types.page import PageInfo
 from app.graphql.types.user import User
 from app.services import bots
@@ -43,12 +43,10 @@ class Gateway:
 
 @strawberry.type(description="What is done after a crash.")
 class RestartPolicy:
-    mode: RestartModeEnum = strawberry.field(description="When to start again.")
+    mode: RestartMode = strawberry.field(description="When to start again.")
     max_restarts: int = strawberry.field(description="Restarts within the window before the bot is left in ERROR.")
     window_seconds: int = strawberry.field(description="Length of the window in seconds.")
-    backoff_seconds: float = strawberry.field(
-        description="First pause in seconds; it doubles with each restart."
-    )
+    backoff_seconds: float = strawberry.field(description="First pause in seconds; it doubles with each restart.")
 
 
 @strawberry.type(description="The configuration file of a bot, as the process reads it.")
@@ -86,7 +84,7 @@ class Bot(node.Node):
     system_prompt: str | None = strawberry.field(
         description="Instruction every conversation starts with; null if there is none."
     )
-    status: BotStatusEnum = strawberry.field(description="What the process is doing.")
+    status: BotStatus = strawberry.field(description="What the process is doing.")
     desired_state: BotDesiredState = strawberry.field(description="What the process should be doing.")
     error_message: str | None = strawberry.field(
         description="Why the status is ERROR or BACKOFF, and what to do; null otherwise."
@@ -164,8 +162,7 @@ class BotConnection:
     page: strawberry.Private[bots.Page]
 
     @strawberry.field(
-        description="All bots, also those on other pages; counted only when asked for. "
-        "Null where counting is too dear."
+        description="All bots, also those on other pages; counted only when asked for. Null where counting is too dear."
     )
     async def total_count(self) -> int | None:
         return await bots.count(self.page.viewer, self.page.query)
@@ -184,5 +181,3 @@ class BotConnection:
             ),
             page=page,
         )
-
-

@@ -1,25 +1,21 @@
 """The domain's enums as the schema shows them: the same words, described for readers."""
 
 from enum import Enum
-from typing import TypeVar
 
 import strawberry
 
 from app.domain import states
 from app.domain.events import BotEventKind
 
-E = TypeVar("E", bound=type[Enum])
 
-
-def _described(enum: E, description: str, values: dict[str, str], name: str | None = None) -> E:
-    """Publishes an enum. Every value is described; one without a description fails the import."""
-    published = strawberry.enum(enum, name=name, description=description)
+def _described(enum: type[Enum], description: str, values: dict[str, str]) -> None:
+    """Publishes an enum of the domain. A value without a description fails the import."""
+    published = strawberry.enum(enum, description=description)
     for value in published.__strawberry_definition__.values:  # pyright: ignore
         value.description = values[value.name]
-    return published
 
 
-BotStatusEnum = _described(
+_described(
     states.BotStatus,
     "What a bot's process is doing.",
     {
@@ -40,7 +36,7 @@ class BotDesiredState(Enum):
     STOPPED = strawberry.enum_value("STOPPED", description="Stay down.")
 
 
-RestartModeEnum = _described(
+_described(
     states.RestartMode,
     "When a crashed process is started again.",
     {
@@ -50,7 +46,7 @@ RestartModeEnum = _described(
     },
 )
 
-UserRoleEnum = _described(
+_described(
     states.UserRole,
     "What a person may do.",
     {
@@ -60,7 +56,7 @@ UserRoleEnum = _described(
     },
 )
 
-TokenScopeEnum = _described(
+_described(
     states.TokenScope,
     "What an access token may do.",
     {
@@ -73,7 +69,7 @@ TokenScopeEnum = _described(
     },
 )
 
-ModelProviderApiEnum = _described(
+_described(
     states.ModelProviderApi,
     "How a provider of models is spoken to.",
     {
@@ -84,7 +80,7 @@ ModelProviderApiEnum = _described(
     },
 )
 
-BotEventKindEnum = _described(
+_described(
     BotEventKind,
     "What happened to a bot's process.",
     {
@@ -134,9 +130,7 @@ class UserErrorCode(Enum):
     INVALID = strawberry.enum_value("INVALID", description="The value has a form that is not accepted.")
     TOO_LONG = strawberry.enum_value("TOO_LONG", description="The value is longer or larger than allowed.")
     TAKEN = strawberry.enum_value("TAKEN", description="Another object already has this value.")
-    NOT_FOUND = strawberry.enum_value(
-        "NOT_FOUND", description="No object with this identity is visible to the caller."
-    )
+    NOT_FOUND = strawberry.enum_value("NOT_FOUND", description="No object with this identity is visible to the caller.")
     CONFLICT = strawberry.enum_value("CONFLICT", description="The object is in a state that does not allow this.")
     STALE = strawberry.enum_value("STALE", description="The object changed since the caller read it.")
     LIMIT_REACHED = strawberry.enum_value(

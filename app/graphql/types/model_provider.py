@@ -5,9 +5,9 @@ from datetime import datetime
 import strawberry
 from strawberry.scalars import JSON
 
+from app.domain.states import ModelProviderApi
 from app.graphql.context import Info, user_loader
 from app.graphql.types import node
-from app.graphql.types.enums import ModelProviderApiEnum
 from app.graphql.types.user import User
 from app.services.models import ModelProvider as Row
 
@@ -15,7 +15,7 @@ from app.services.models import ModelProvider as Row
 @strawberry.type(description="Where a bot's models are and how they are spoken to.")
 class ModelProvider(node.Node):
     name: str = strawberry.field(description="First part of `provider/model`.")
-    api: ModelProviderApiEnum = strawberry.field(description="How it is spoken to.")
+    api: ModelProviderApi = strawberry.field(description="How it is spoken to.")
     base_url: str | None = strawberry.field(description="Its address; null for the maker's own.")
     models: JSON = strawberry.field(description="Models it offers, as OpenClaw wants them described.")
     has_api_key: bool = strawberry.field(description="An API key is kept. The key itself is never shown.")

@@ -11,7 +11,6 @@ from app.domain.states import BotStatus
 from app.domain.viewer import Viewer
 from app.graphql.types import node
 from app.graphql.types.bot import Bot
-from app.graphql.types.enums import BotEventKindEnum, BotStatusEnum
 from app.services import bots, rooms
 
 BigInt = NewType("BigInt", int)
@@ -73,14 +72,12 @@ def bot_data(row: bots.Bot) -> dict[str, Any]:
 class BotStatusEvent:
     cursor: str = strawberry.field(description="Give it as `after` to go on from here.")
     event: str = strawberry.field(description="Name, for example `bot:started`, `bot:stopped` or `bot:error`.")
-    kind: BotEventKindEnum = strawberry.field(description="The same for programs.")
+    kind: BotEventKind = strawberry.field(description="The same for programs.")
     bot_id: strawberry.ID = strawberry.field(description="Identity of the bot, valid also after its deletion.")
     agent_id: str = strawberry.field(description="Short name of the agent.")
     name: str = strawberry.field(description="Name shown to people.")
-    status: BotStatusEnum = strawberry.field(description="Status after the event.")
-    previous_status: BotStatusEnum | None = strawberry.field(
-        description="Status before the event; null for a new bot."
-    )
+    status: BotStatus = strawberry.field(description="Status after the event.")
+    previous_status: BotStatus | None = strawberry.field(description="Status before the event; null for a new bot.")
     port: int | None = strawberry.field(description="Port the process listens on; null while it does not.")
     pid: int | None = strawberry.field(description="Number of the process; null while none runs.")
     error: str | None = strawberry.field(description="What went wrong; null if nothing did.")

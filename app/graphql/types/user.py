@@ -4,9 +4,9 @@ from datetime import datetime
 
 import strawberry
 
+from app.domain.states import UserRole
 from app.domain.viewer import Viewer
 from app.graphql.types import node
-from app.graphql.types.enums import UserRoleEnum
 from app.services import accounts
 
 
@@ -16,7 +16,7 @@ class User(node.Node):
     email: str | None = strawberry.field(
         description="Address for signing in; null for everyone but the person and administrators."
     )
-    role: UserRoleEnum = strawberry.field(description="What the person may do.")
+    role: UserRole = strawberry.field(description="What the person may do.")
     created_at: datetime = strawberry.field(description="When the account was made.")
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Everything that knows OpenClaw: its files, its flags, its process."""

@@ -1,0 +1,68 @@
+"""Saying something to a running gateway, through its OpenAI-compatible endpoint, and hearing what it answers."""
+
+from typing import Any, cast
+
+import httpx
+
+from app.domain.errors import GatewayFailed
+from app.domain.ports import Answer
+
+#: Longest reason of the gateway's that is passed on, in characters.
+MAX_REASON = 500
+#: Largest answer that is read, in bytes.
+MAX_BODY = 4 * 1024 * 1024
+
+
+class Chat:
+    """Speaks to any number of gateways on this machine."""
+
+    def __init__(self) -> None:
+        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def __call__(self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float) -> Answer:
+        """The bot's answer. Raises `GatewayFailed` with a sentence for people, the token never in it."""
+        try:
+            response = await self._client.post(
+                f"http://127.0.0.1:{port}/v1/chat/completions",
+                json={"model": "openclaw", "user": user, "messages": [{"role": "user", "content": text}]},
+                # Without the agent's name the old version speaks as `main`, whichever is the default.
+                headers={"authorization": f"Bearer {token}", "x-openclaw-agent-id": agent_id},
+                timeout=httpx.Timeout(timeout, connect=5.0),
+            )
+        except httpx.TimeoutException as error:
+            raise GatewayFailed(f"the bot did not answer within {timeout:g} s") from error
+        except httpx.HTTPError as error:
+            raise GatewayFailed(f"the bot's gateway does not answer ({type(error).__name__})") from error
+        return _answer(response)
+
+
+def _answer(response: httpx.Response) -> Answer:
+    body = _object(response)
+    if response.status_code != 200:
+        error = body.get("error")
+        reason = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
+        said = f": {_line(reason)}" if isinstance(reason, str) else ""
+        raise GatewayFailed(f"the bot's gateway answered with status {response.status_code}{said}")
+    try:
+        text = body["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise GatewayFailed("the bot's gateway answered in a form that is not understood") from error
+    if not isinstance(text, str) or not text.strip():
+        raise GatewayFailed("the bot answered nothing; its model failed, or refused")
+    model = body.get("model")
+    return Answer(text, model if isinstance(model, str) else None)
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        value: object = response.json() if len(response.content) <= MAX_BODY else {}
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _line(text: str) -> str:
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:MAX_REASON]

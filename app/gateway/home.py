@@ -1,0 +1,209 @@
+"""A bot's home: its folders, what its process is started with, its persona, its last words, its end.
+
+The agent can write everywhere in its home, so every name in it may have become a link to somewhere else: folders are
+opened without following links, and what lies in the place of one of ours is refused, not used.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from app.domain.errors import SpawnFailed
+from app.domain.states import Reason
+from app.gateway.config import write_in
+from app.gateway.openclaw import Installation, search_path
+
+#: Ours within a home. The rest is OpenClaw's.
+FOLDERS = ("run", "logs", "workspace", "tmp", "home")
+#: Bytes of the log's end, and lines of it, in which a reason is looked for.
+LAST_BYTES, LAST_LINES = 65_536, 40
+#: Larger than this, a persona file was not written by a person, and is left alone.
+PERSONA_MAX = 1_048_576
+
+_BEGIN, _END = "<!-- clawnet: written anew when the bot's system prompt changes -->", "<!-- clawnet: end -->"
+_BLOCK = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END) + r"\n?", re.DOTALL)
+#: AGENTS.md is also read by helpers of the agent that do not read SOUL.md.
+_AGENTS = "Who you are and how you work stands in SOUL.md in this folder. Read it and keep to it."
+
+
+def environment(home: Path, installation: Installation, bot_id: UUID, nonce: str) -> dict[str, str]:
+    """Everything the gateway finds in its environment; nothing of ours is inherited."""
+    return {
+        "PATH": search_path(installation.node),
+        "HOME": str(home / "home"),
+        "TMPDIR": str(home / "tmp"),
+        "LANG": "C.UTF-8",
+        "NO_COLOR": "1",
+        "OPENCLAW_CONFIG_PATH": str(home / "config.json5"),
+        "OPENCLAW_STATE_DIR": str(home),
+        "OPENCLAW_CONFIG_READONLY": "1",
+        "OPENCLAW_NO_RESPAWN": "1",
+        "OPENCLAW_DISABLE_BONJOUR": "1",
+        "CLAWNET_BOT_ID": str(bot_id),
+        "CLAWNET_NONCE": nonce,
+    }
+
+
+def argv(installation: Installation, port: int) -> list[str]:
+    """The command line; the configuration's place is in the environment."""
+    return [*installation.argv_prefix, "gateway", "run", "--port", str(port)]
+
+
+def make(home: Path) -> None:
+    """Creates the home and its folders, for us alone, whatever the umask.
+
+    Raises:
+        SpawnFailed: A link or a file stands in the place of a folder, or it belongs to somebody else.
+    """
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        home.mkdir(mode=0o700)
+    with _opened(home) as folder:
+        for name in FOLDERS:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=folder)
+            with _opened(Path(name), folder):
+                pass
+
+
+@contextmanager
+def _opened(path: Path, within: int | None = None) -> Iterator[int]:
+    """A folder of ours, held open, that is no link; it is closed to others if it was not."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        folder = os.open(path, flags, dir_fd=within)
+    except OSError as error:
+        raise SpawnFailed(f"{path} in the bot's home is not a folder of its own ({error.strerror}).") from error
+    try:
+        seen = os.fstat(folder)
+        if seen.st_uid != os.geteuid():
+            raise SpawnFailed(f"{path} in the bot's home belongs to user {seen.st_uid}, not to ClawNet's.")
+        if stat.S_IMODE(seen.st_mode) != 0o700:
+            os.fchmod(folder, 0o700)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def write_persona(home: Path, system_prompt: str) -> None:
+    """Puts the system prompt where OpenClaw reads it at the start of each session.
+
+    What the agent wrote around it stays, and what it changed in it stays until our text changes.
+
+    Raises:
+        SpawnFailed: The workspace is no folder of the bot's own any more.
+    """
+    prompt = system_prompt.strip()
+    fingerprint = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
+    with _opened(home) as base, _opened(Path("run"), base) as run, _opened(Path("workspace"), base) as workspace:
+        is_there = not prompt or _read(workspace, "SOUL.md") is not None
+        if is_there and _read(run, "persona.sha256") == fingerprint:
+            return
+        _put(workspace, "SOUL.md", prompt)
+        _put(workspace, "AGENTS.md", _AGENTS if prompt else "")
+        write_in(run, "persona.sha256", fingerprint)
+
+
+def _put(folder: int, name: str, text: str) -> None:
+    before = _read(folder, name) or ""
+    others = _BLOCK.sub("", before).strip("\n")
+    # The text cannot end its own block early.
+    ours = f"{_BEGIN}\n{text.replace(_END, '')}\n{_END}" if text else ""
+    after = "\n\n".join(part for part in (ours, others) if part)
+    if after.strip() != before.strip():
+        write_in(folder, name, after + "\n")
+
+
+def _read(folder: int, name: str) -> str | None:
+    """A regular file's text; nothing where there is none, or a link, or a pipe, or more than a person writes."""
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    with os.fdopen(file, "rb") as opened:
+        seen = os.fstat(opened.fileno())
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > PERSONA_MAX:
+            return None
+        return opened.read(PERSONA_MAX).decode(errors="replace")
+
+
+def last_words(home: Path) -> list[str]:
+    """The last lines the gateway wrote, without time and colour; for looking for a reason, not for showing as they are.
+
+    stdout carries what the agent says as well: hand on what `refusal_in` makes of them, or redact.
+    """
+    try:
+        with _opened(home) as base, _opened(Path("logs"), base) as logs:
+            text = _end_of(logs, "bot.log")
+    except SpawnFailed:
+        return []
+    lines = (_plain(line) for line in text.splitlines())
+    return [line for line in lines if line][-LAST_LINES:]
+
+
+def _end_of(folder: int, name: str) -> str:
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return ""
+    with os.fdopen(file, "rb") as opened:
+        seen = os.fstat(opened.fileno())
+        if not stat.S_ISREG(seen.st_mode):
+            return ""
+        opened.seek(max(0, seen.st_size - LAST_BYTES))
+        return opened.read(LAST_BYTES).decode(errors="replace")
+
+
+_ENVELOPE = re.compile(r"^\d{10,16} [OE] ?")
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _plain(line: str) -> str:
+    return _CONTROL.sub("", _ENVELOPE.sub("", line)).rstrip()
+
+
+_PROBLEM = re.compile(r"^\s*(?:-|×|•|\[[\w/-]+\])\s*(.+)$")
+
+
+def refusal_in(lines: Sequence[str]) -> tuple[Reason, str] | None:
+    """Why the gateway refused to run, if its last lines say so in words known to us.
+
+    Exit codes do not tell: old OpenClaw ends with 1 for everything, new with 78 for configuration and locks alike.
+    """
+    return None
+
+
+def trash(base: Path, home: Path) -> None:
+    """Takes the home away at once and then removes it; nothing outside is touched, wherever its links lead."""
+    bin_ = base / ".trash"
+    bin_.mkdir(mode=0o700, exist_ok=True)
+    grave = bin_ / str(uuid4())
+    with suppress(FileNotFoundError):
+        home.rename(grave)
+        _remove(grave)
+
+
+def empty_trash(base: Path) -> None:
+    """Removes what an interrupted `trash` left."""
+    with suppress(FileNotFoundError):
+        for grave in (base / ".trash").iterdir():
+            _remove(grave)
+
+
+def _remove(grave: Path) -> None:
+    if grave.is_symlink() or not grave.is_dir():
+        grave.unlink(missing_ok=True)
+        return
+    # A folder may have been made unreadable; links are neither followed here nor by rmtree.
+    grave.chmod(0o700)
+    for _, folders, _, here in os.fwalk(grave, follow_symlinks=False):
+        for name in folders:
+            if stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+                os.chmod(name, 0o700, dir_fd=here)
+    shutil.rmtree(grave)

@@ -1,0 +1,129 @@
+"""A program that behaves as OpenClaw was seen to, for tests: install a version, run it, make it go wrong.
+
+    binary = install(tmp_path / "openclaw", "2026.9.6", start_delay_s=0.1)   # OPENCLAW_BINARY_PATH
+    set_faults(binary, bot="hana", crash_after_s=0.5)                        # from hana's next start on
+    assert not violations(binary)
+
+Every fault and its default is in `program/faults.py`.
+"""
+
+from __future__ import annotations
+
+import compileall
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .program import faults as known_faults
+from .program.eras import Era
+from .program.ledger import living_owner
+
+__all__ = ["Start", "Violation", "clear_faults", "install", "running", "set_faults", "starts", "violations"]
+
+PROGRAM = Path(__file__).parent / "program"
+ENGINES = {False: ">=22.12.0", True: ">=24.16.0 <25 || >=26.1.0"}
+WRAPPER = """\
+#!{python} -IS
+import sys
+
+sys.path.insert(0, {install!r})
+sys.dont_write_bytecode = True
+
+from pathlib import Path
+
+from program.main import run
+
+run(Path({install!r}))
+"""
+
+
+class Start(NamedTuple):
+    """One line of starts.log: a `gateway run` that began, refused or not."""
+
+    at: float
+    pid: int
+    agent_id: str
+    nonce: str
+
+
+class Violation(NamedTuple):
+    """Two gateways of one bot at once: the one that came, and the living one it met."""
+
+    at: float
+    pid: int
+    agent_id: str
+    nonce: str
+    other: int
+
+
+def install(folder: Path, version: str = "2026.9.6", bots: dict[str, dict] | None = None, **faults: Any) -> Path:
+    """Make an install folder, complete in itself, and answer its wrapper: the OPENCLAW_BINARY_PATH.
+
+    Versions before 2026.3 behave as the old era, others as the new one.
+    Raises: TypeError for a fault there is none of.
+    """
+    known_faults.check(faults)
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Compiled once in the checkout; the copies keep the times that make the bytecode valid.
+    compileall.compile_dir(PROGRAM, quiet=2)
+    shutil.copytree(PROGRAM, folder / "program", dirs_exist_ok=True)
+    package = {"name": "openclaw", "version": version, "engines": {"node": ENGINES[Era(version).is_new]}}
+    (folder / "package.json").write_text(json.dumps(package, indent=2))
+    _write_faults(folder / "openclaw", {**faults, "bots": {}})
+    for bot, overlay in (bots or {}).items():
+        set_faults(folder / "openclaw", bot, **overlay)
+    wrapper = folder / "openclaw"
+    # The interpreter behind a venv's link: it starts faster, and a sandbox need not know the venv.
+    python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    wrapper.write_text(WRAPPER.format(python=python, install=str(folder)))
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def set_faults(binary: Path, bot: str | None = None, **faults: Any) -> None:
+    """Add faults for every bot, or for one; they are read at its next start."""
+    known_faults.check(faults)
+    kept = json.loads((binary.parent / "faults.json").read_text())
+    target = kept if bot is None else kept["bots"].setdefault(bot, {})
+    target.update(faults)
+    _write_faults(binary, kept)
+
+
+def clear_faults(binary: Path, bot: str | None = None) -> None:
+    """Behave from the next start on: everybody, or one bot without its own overlay."""
+    kept = json.loads((binary.parent / "faults.json").read_text()) if bot else {"bots": {}}
+    kept["bots"].pop(bot, None)
+    _write_faults(binary, kept)
+
+
+def starts(binary: Path, bot: str | None = None) -> list[Start]:
+    """Every start so far, oldest first."""
+    lines = _lines(binary.parent / "starts.log")
+    found = [Start(line["at"], line["pid"], line["agentId"], line["nonce"]) for line in lines]
+    return [start for start in found if bot in {None, start.agent_id}]
+
+
+def violations(binary: Path) -> list[Violation]:
+    """Every time two gateways of one bot were alive at once: a test wants none."""
+    lines = _lines(binary.parent / "violations.log")
+    return [Violation(line["at"], line["pid"], line["agentId"], line["nonce"], line["other"]) for line in lines]
+
+
+def running(binary: Path) -> dict[str, int]:
+    """The bots whose gateway is alive, with its pid."""
+    witnesses = binary.parent / "witness"
+    found = {witness.name: living_owner(witness) for witness in witnesses.iterdir()} if witnesses.is_dir() else {}
+    return {bot: pid for bot, pid in found.items() if pid is not None}
+
+
+def _write_faults(binary: Path, faults: dict) -> None:
+    draft = binary.with_name("faults.json.tmp")
+    draft.write_text(json.dumps(faults, indent=2))
+    draft.replace(binary.with_name("faults.json"))
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,1 @@
+"""The program that stands in for OpenClaw; `main.run` is where it begins."""
