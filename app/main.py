@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -161,8 +162,8 @@ def _request_ids(app: ASGIApp) -> ASGIApp:
 
 async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) -> None:
     if settings.database_url is None:
-        folder = settings.clawnet_data_dir / "postgres"
-        config = await stack.enter_async_context(embedded.server(folder, say=say))
+        _make_data_folder(settings.clawnet_data_dir)
+        config = await stack.enter_async_context(embedded.server(settings.clawnet_data_dir, say=say))
     else:
         say("database: the one DATABASE_URL names")
         config = {"dsn": settings.database_url.reveal()}
@@ -171,6 +172,13 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) ->
     await migrate.check_version()
     if applied := await migrate.run():
         say(f"database: {applied} migration(s) applied")
+
+
+def _make_data_folder(folder: Path) -> None:
+    """Root's database server runs as `nobody`, who must be able to pass through; what lies inside is closed."""
+    if not folder.exists():
+        folder.mkdir(mode=0o700, parents=True)
+        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
 
 async def _encryption_key(settings: Settings, say: Say) -> str:

@@ -1,6 +1,7 @@
 """A whole server on a real socket, and a client that speaks to it as front ends do."""
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -119,7 +120,7 @@ def environ(folder: Path, database: dict[str, Any] | None, openclaw: Path | None
     }
     if database is not None:
         found["DATABASE_URL"] = dsn(database)
-        found["ENCRYPTION_KEY"] = "5f" * 8 + "0123456789abcdef" * 3
+        found["ENCRYPTION_KEY"] = hashlib.sha256(b"a key for tests").hexdigest()
     if openclaw is not None:
         found["OPENCLAW_BINARY_PATH"] = str(openclaw)
     return found | more
@@ -139,19 +140,20 @@ async def running_server(wanted: dict[str, str], token: str | None = None) -> As
     """A server in this process on a free port; `api.token` is the first administrator's, or the given one."""
     loaded = settings.load(wanted)
     listener = server.bind(loaded)
-    async with running(loaded, lambda _: None, with_openclaw=False, stop_budget=5.0) as up:
-        served = _Quiet(server.config(up, loaded), up)
-        task = asyncio.create_task(served.serve(sockets=[listener]))
-        api = Api(f"http://127.0.0.1:{listener.getsockname()[1]}", up.first_token or token, up)
-        try:
-            with anyio.fail_after(PATIENCE):
-                while (await api.http.get(f"{api.url}/readyz")).status_code != 200:
-                    await asyncio.sleep(0.02)
-            yield api
-        finally:
-            await api.http.aclose()
-            served.should_exit = True
-            await task
+    with listener:
+        async with running(loaded, lambda _: None, with_openclaw=False, stop_budget=5.0) as up:
+            served = _Quiet(server.config(up, loaded), up)
+            task = asyncio.create_task(served.serve(sockets=[listener]))
+            api = Api(f"http://127.0.0.1:{listener.getsockname()[1]}", up.first_token or token, up)
+            try:
+                with anyio.fail_after(PATIENCE):
+                    while (await api.http.get(f"{api.url}/readyz")).status_code != 200:
+                        await asyncio.sleep(0.02)
+                yield api
+            finally:
+                await api.http.aclose()
+                served.should_exit = True
+                await task
 
 
 @dataclass

@@ -13,6 +13,7 @@ import compileall
 import json
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def install(folder: Path, version: str = "2026.9.6", bots: dict[str, dict] | Non
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     # Compiled once in the checkout; the copies keep the times that make the bytecode valid.
-    compileall.compile_dir(PROGRAM, quiet=2)
+    _compile()
     shutil.copytree(PROGRAM, folder / "program", dirs_exist_ok=True)
     package = {"name": "openclaw", "version": version, "engines": {"node": ENGINES[Era(version).is_new]}}
     (folder / "package.json").write_text(json.dumps(package, indent=2))
@@ -117,6 +118,11 @@ def running(binary: Path) -> dict[str, int]:
     witnesses = binary.parent / "witness"
     found = {witness.name: living_owner(witness) for witness in witnesses.iterdir()} if witnesses.is_dir() else {}
     return {bot: pid for bot, pid in found.items() if pid is not None}
+
+
+@cache
+def _compile() -> None:
+    compileall.compile_dir(PROGRAM, quiet=2)
 
 
 def _write_faults(binary: Path, faults: dict) -> None:

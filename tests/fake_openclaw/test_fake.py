@@ -302,9 +302,8 @@ def test_old_without_no_respawn_runs_in_a_child(make: Make) -> None:
 
 
 @eras
-@pytest.mark.parametrize("arguments", [["--config", "x"], ["--force"]])
-def test_a_strange_option_is_refused(make: Make, version: str, arguments: list[str]) -> None:
-    said = make(version).run("gateway", "run", *arguments)
+def test_a_strange_option_is_refused(make: Make, version: str) -> None:
+    said = make(version).run("gateway", "run", "--config", "x")
     assert (said.returncode, "does not recognize option" in said.stderr) == (1, True)
 
 
@@ -367,9 +366,15 @@ def test_new_validates_and_warns(make: Make) -> None:
     assert json.loads(said.stdout)["issues"] == [{"path": "", "message": 'Unrecognized key: "foo"'}]
 
 
+def test_variables_are_replaced_unless_a_second_dollar_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "Ada")
+    assert config.replace_variables({"a": ["${NAME}", "$${NAME}"]}) == ({"a": ["Ada", "${NAME}"]}, [])
+    assert config.replace_variables("${NO_SUCH}") == ("${NO_SUCH}", ["NO_SUCH"])
+
+
 @eras
 def test_a_missing_config_and_a_taken_port_are_refused(make: Make, version: str) -> None:
-    home = make(version, port_delay_s=0.2)
+    home = make(version, port_delay_s=0.1)
     with socket.create_server(("127.0.0.1", home.port)):
         said = home.run()
         assert (said.returncode, "another gateway instance is already listening" in said.stderr) == (1, True)
@@ -431,12 +436,12 @@ def test_a_signal_during_the_start_ends_it(make: Make) -> None:
 
 
 def test_a_drain_lasts_and_sigterm_can_be_ignored(make: Make) -> None:
-    home = make(drain_s=0.4)
+    home = make(drain_s=0.2)
     process = home.started()
     began = time.monotonic()
     process.terminate()
     assert process.wait(PATIENCE) == 0
-    assert time.monotonic() - began >= 0.4
+    assert time.monotonic() - began >= 0.2
     fake_openclaw.set_faults(home.binary, bot="hana", ignore_sigterm=True)
     process = home.started()
     process.terminate()
@@ -708,14 +713,17 @@ def test_a_fault_can_be_one_bot_s_and_can_be_cleared(make: Make) -> None:
 
 @pytest.mark.parametrize("how", ["mute", "stop"])
 def test_it_hangs(make: Make, how: str) -> None:
-    home = make(hang_after_s=0.3, hang_how=how)
-    process = home.started()
+    home = make(hang_after_s=0, hang_how=how)
+    process = home.start()
 
     def is_hung() -> bool:
         try:
-            return home.get("/readyz", timeout=0.2).status_code != 200
+            home.get("/readyz", timeout=0.1)
         except httpx.TimeoutException:
             return True
+        except httpx.TransportError:
+            pass
+        return False
 
     until(is_hung)
     process.terminate()
@@ -730,7 +738,7 @@ def test_old_may_never_be_ready(make: Make) -> None:
     home.start()
     until(lambda: "listening" in home.output)
     assert home.get("/readyz").status_code == 404
-    with pytest.raises(TimeoutError), connect(f"ws://127.0.0.1:{home.port}", proxy=None, open_timeout=0.3):
+    with pytest.raises(TimeoutError), connect(f"ws://127.0.0.1:{home.port}", proxy=None, open_timeout=0.1):
         pass
 
 
@@ -744,7 +752,7 @@ def test_it_floods_and_lets_secrets_slip(make: Make) -> None:
 
 
 def test_it_leaks(make: Make) -> None:
-    process = psutil.Process(make(leak_mb_per_s=200).started().pid)
+    process = psutil.Process(make(leak_mb_per_s=600).started().pid)
     until(lambda: process.memory_info().rss > 80_000_000)
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .eras import Era
 
 SECRET_NAME = re.compile(r"token$|secret|password|api_?key|private_?key|auth_?tag", re.IGNORECASE)
-VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
+#: A second dollar in front means the text itself.
+VARIABLE = re.compile(r"\$?\$\{([A-Z_][A-Z0-9_]*)\}")
 REDACTED = "__OPENCLAW_REDACTED__"
 #: Channels the new package brings along; every other one is a package to install.
 BUNDLED_ON_NEW = {"telegram", "reef", "a2a"}
@@ -178,6 +179,8 @@ def replace_variables(value: Any) -> tuple[Any, list[str]]:
     unset: list[str] = []
 
     def text(match: re.Match) -> str:
+        if match[0].startswith("$$"):
+            return match[0][1:]
         if match[1] not in os.environ:
             unset.append(match[1])
         return os.environ.get(match[1], match[0])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .gateway import Gateway
 
 #: Seconds between two looks at the file.
-POLL_S = 0.1
+POLL_S = 0.2
 TOKEN = "gateway.auth.token"
 #: Paths that merely have defaults, listed by old with every reload.
 OLD_ALWAYS_LISTS = ["models", "agents.list", "bindings"]
