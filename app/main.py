@@ -203,7 +203,7 @@ async def _find_openclaw(settings: Settings, say: Say, *, may_install: bool) -> 
     async def find() -> openclaw.Installation | None:
         return await openclaw.find(str(binary) if binary else None, version, cache)
 
-    finder = Finder(find, cache)
+    finder = Finder(find, cache, with_start_cache=settings.clawnet_start_cache == "on")
     try:
         found = await find()
         if found is None and may_install:
@@ -220,8 +220,8 @@ async def _warm(finder: Finder) -> None:
     """Fills the start cache before the first bot asks for it."""
     try:
         found = await finder.get()
-        await found.checker.dialect()
-        await found.start_cache.fill()
+        if found.start_cache:
+            await found.start_cache.fill()
     except ClawNetError as error:
         log.warning("start_cache_not_filled", error=str(error))
     except Exception:
@@ -257,7 +257,7 @@ def _services(
     bots = Bots(
         recorder, hub, supervisor.wake, overrides.refused_overrides, settings.clawnet_node, settings.openclaw_max_bots
     )
-    chat = Chat()
+    chat = Chat(settings.openclaw_base_path / "bots")
     stack.push_async_callback(chat.close)
 
     def background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -65,6 +65,8 @@ class Settings:
     clawnet_health_interval: float
     #: Seconds a bot has to become ready.
     clawnet_start_budget: float
+    #: `on` or `off`: give each new home a copy of what OpenClaw compiles at a first start.
+    clawnet_start_cache: str
     #: `console` or `json`.
     clawnet_log_format: str
     #: `debug`, `info`, `warning` or `error`.
@@ -108,6 +110,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         clawnet_stop_grace=source.number("CLAWNET_STOP_GRACE", 20, 0, 3600),
         clawnet_health_interval=source.number("CLAWNET_HEALTH_INTERVAL", 10, 0.05, 3600),
         clawnet_start_budget=source.number("CLAWNET_START_BUDGET", 120, 0.05, 3600),
+        clawnet_start_cache=source.choice("CLAWNET_START_CACHE", "on", "on", "off"),
         clawnet_log_format=source.choice(
             "CLAWNET_LOG_FORMAT", "console" if sys.stderr.isatty() else "json", "console", "json"
         ),

@@ -18,6 +18,7 @@ import httpx
 import websockets
 
 from app import server, settings
+from app.db.engine import DB
 from app.main import Running, running
 
 REPO = Path(__file__).resolve().parent.parent
@@ -115,6 +116,7 @@ def environ(folder: Path, database: dict[str, Any] | None, openclaw: Path | None
         "CLAWNET_PORT": "0",
         "CLAWNET_NODE": "test",
         "CLAWNET_BACKOFF_SCALE": "0.1",
+        "CLAWNET_START_CACHE": "off",
         "CLAWNET_LOG_FORMAT": "json",
         "CLAWNET_LOG_LEVEL": "info",
     }
@@ -135,6 +137,21 @@ class _Quiet(server.Server):
         return nullcontext()
 
 
+async def check_invariants() -> None:
+    """What holds after whatever happened: no hole in any room, and each bot's status is the last one told."""
+    holes = await DB.fetch(
+        "SELECT r.name, r.seq, r.floor, count(e.*) AS n FROM room r LEFT JOIN room_event e ON e.room = r.id "
+        "AND e.seq > r.floor GROUP BY r.id HAVING count(e.*) <> r.seq - r.floor"
+    )
+    assert holes == []
+    liars = await DB.fetch(
+        "SELECT p.bot, p.status, last.payload FROM bot_process p JOIN room r ON r.name = 'bot:' || p.bot || ':status' "
+        "CROSS JOIN LATERAL (SELECT e.payload FROM room_event e WHERE e.room = r.id ORDER BY e.seq DESC LIMIT 1) last "
+        "WHERE last.payload->>'status' <> p.status"
+    )
+    assert liars == []
+
+
 @asynccontextmanager
 async def running_server(wanted: dict[str, str], token: str | None = None) -> AsyncGenerator[Api]:
     """A server in this process on a free port; `api.token` is the first administrator's, or the given one."""
@@ -150,6 +167,7 @@ async def running_server(wanted: dict[str, str], token: str | None = None) -> As
                     while (await api.http.get(f"{api.url}/readyz")).status_code != 200:
                         await asyncio.sleep(0.02)
                 yield api
+                await check_invariants()
             finally:
                 await api.http.aclose()
                 served.should_exit = True

@@ -1,11 +1,14 @@
 """Saying something to a running gateway, through its OpenAI-compatible endpoint, and hearing what it answers."""
 
+from pathlib import Path
 from typing import Any, cast
 
+import anyio.to_thread
 import httpx
 
 from app.domain.errors import GatewayFailed
 from app.domain.ports import Answer
+from app.gateway import lastturn
 
 #: Longest reason of the gateway's that is passed on, in characters.
 MAX_REASON = 500
@@ -14,9 +17,14 @@ MAX_BODY = 4 * 1024 * 1024
 
 
 class Chat:
-    """Speaks to any number of gateways on this machine."""
+    """Speaks to any number of gateways on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        homes: The folder with the bots' homes, by agentId.
+    """
+
+    def __init__(self, homes: Path) -> None:
+        self._homes = homes
         self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
 
     async def close(self) -> None:
@@ -36,7 +44,13 @@ class Chat:
             raise GatewayFailed(f"the bot did not answer within {timeout:g} s") from error
         except httpx.HTTPError as error:
             raise GatewayFailed(f"the bot's gateway does not answer ({type(error).__name__})") from error
-        return _answer(response)
+        answer = _answer(response)
+        key = f"agent:{agent_id}:openai-user:{user}"
+        home = self._homes / agent_id
+        failed = await anyio.to_thread.run_sync(lastturn.failure, home, agent_id, key, answer.text)
+        if failed is not None:
+            raise GatewayFailed(f"the bot's model failed: {_line(failed)}")
+        return answer
 
 
 def _answer(response: httpx.Response) -> Answer:

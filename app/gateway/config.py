@@ -22,6 +22,7 @@ __all__ = [
     "Dialect",
     "ModelProvider",
     "digest",
+    "hide",
     "redact",
     "refused_overrides",
     "render",
@@ -34,7 +35,7 @@ __all__ = [
 #: What a model is said to hold when nobody said it: tokens in all, and tokens of one answer.
 CONTEXT_WINDOW, MAX_TOKENS = 128_000, 8_192
 #: Shorter secrets are hidden where they stand only: "a" would be found everywhere.
-HIDDEN_ANYWHERE = 6
+HIDDEN_ANYWHERE = 4
 
 #: Where a maker's own models are, for a provider without an address (OpenClaw asks for one).
 _HOMES = {
@@ -225,8 +226,7 @@ def digest(config: Mapping[str, Any]) -> str:
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every secret replaced by `***`, also where it turns up inside another text."""
-    known = sorted((each for each in secrets_in(config) if len(each) >= HIDDEN_ANYWHERE), key=len, reverse=True)
-    return cast("dict[str, Any]", _redacted(config, known))
+    return cast("dict[str, Any]", _redacted(config, _by_length(secrets_in(config))))
 
 
 def secrets_in(config: Mapping[str, Any]) -> set[str]:
@@ -255,6 +255,16 @@ def _redacted(value: Any, known: list[str]) -> Any:
     if isinstance(value, list):
         return [_redacted(part, known) for part in cast("list[Any]", value)]
     return _hidden(value, known) if isinstance(value, str) else value
+
+
+def hide(text: str, config: Mapping[str, Any]) -> str:
+    """A text from outside (OpenClaw quotes refused values) without the configuration's secrets."""
+    return _hidden(text, _by_length(secrets_in(config)))
+
+
+def _by_length(secrets_known: set[str]) -> list[str]:
+    """Those that are long enough to be told from common words, a longer one before what it may contain."""
+    return sorted((each for each in secrets_known if len(each) >= HIDDEN_ANYWHERE), key=len, reverse=True)
 
 
 def _hidden(text: str, known: list[str]) -> str:

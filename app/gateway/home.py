@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -64,16 +64,16 @@ def make(home: Path) -> None:
     home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         home.mkdir(mode=0o700)
-    with _opened(home) as folder:
+    with opened(home) as folder:
         for name in FOLDERS:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=folder)
-            with _opened(Path(name), folder):
+            with opened(Path(name), folder):
                 pass
 
 
 @contextmanager
-def _opened(path: Path, within: int | None = None) -> Iterator[int]:
+def opened(path: Path, within: int | None = None) -> Generator[int]:
     """A folder of ours, held open, that is no link; it is closed to others if it was not."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -101,7 +101,7 @@ def write_persona(home: Path, system_prompt: str) -> None:
     """
     prompt = system_prompt.strip()
     fingerprint = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
-    with _opened(home) as base, _opened(Path("run"), base) as run, _opened(Path("workspace"), base) as workspace:
+    with opened(home) as base, opened(Path("run"), base) as run, opened(Path("workspace"), base) as workspace:
         is_there = not prompt or _read(workspace, "SOUL.md") is not None
         if is_there and _read(run, "persona.sha256") == fingerprint:
             return
@@ -126,11 +126,11 @@ def _read(folder: int, name: str) -> str | None:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
-    with os.fdopen(file, "rb") as opened:
-        seen = os.fstat(opened.fileno())
+    with os.fdopen(file, "rb") as text:
+        seen = os.fstat(text.fileno())
         if not stat.S_ISREG(seen.st_mode) or seen.st_size > PERSONA_MAX:
             return None
-        return opened.read(PERSONA_MAX).decode(errors="replace")
+        return text.read(PERSONA_MAX).decode(errors="replace")
 
 
 def last_words(home: Path) -> list[str]:
@@ -139,7 +139,7 @@ def last_words(home: Path) -> list[str]:
     stdout carries what the agent says as well: hand on what `refusal_in` makes of them, or redact.
     """
     try:
-        with _opened(home) as base, _opened(Path("logs"), base) as logs:
+        with opened(home) as base, opened(Path("logs"), base) as logs:
             text = _end_of(logs, "bot.log")
     except SpawnFailed:
         return []
@@ -152,12 +152,12 @@ def _end_of(folder: int, name: str) -> str:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return ""
-    with os.fdopen(file, "rb") as opened:
-        seen = os.fstat(opened.fileno())
+    with os.fdopen(file, "rb") as text:
+        seen = os.fstat(text.fileno())
         if not stat.S_ISREG(seen.st_mode):
             return ""
-        opened.seek(max(0, seen.st_size - LAST_BYTES))
-        return opened.read(LAST_BYTES).decode(errors="replace")
+        text.seek(max(0, seen.st_size - LAST_BYTES))
+        return text.read(LAST_BYTES).decode(errors="replace")
 
 
 _ENVELOPE = re.compile(r"^\d{10,16} [OE] ?")
@@ -168,15 +168,47 @@ def _plain(line: str) -> str:
     return _CONTROL.sub("", _ENVELOPE.sub("", line)).rstrip()
 
 
-_PROBLEM = re.compile(r"^\s*(?:-|×|•|\[[\w/-]+\])\s*(.+)$")
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d) ")
+#: What stands before a path in new OpenClaw's list of problems: `config.json5:8 — `; in old's: `- `.
+_BULLET = re.compile(r"^(?:\S+\.json5?:\d+ — |[-×] )")
+_INVALID = re.compile(r"Invalid config at |^Config invalid$|^Problem:$")
+_AFTER_PROBLEMS = re.compile(r"^$|^Run:? |^If startup is still blocked|doctor --fix")
+_BLOCKED = re.compile(r"Gateway start blocked: (.+?)\. |^(Invalid --bind\.)|(Missing env var .+)")
+_PORT = re.compile(r"Port \d+ is already in use|already listening on ws:|EADDRINUSE")
+_NODE = re.compile(r"requires Node\b|node:sqlite is unavailable|nsupported Node|Node(?:\.js)? .* is not supported")
+_LOCK = re.compile(r"GatewayLockError|[Gg]ateway already running|lock timeout")
 
 
 def refusal_in(lines: Sequence[str]) -> tuple[Reason, str] | None:
-    """Why the gateway refused to run, if its last lines say so in words known to us.
+    """Why a gateway that never became ready refused to run, if its last lines say so in words known to us.
 
     Exit codes do not tell: old OpenClaw ends with 1 for everything, new with 78 for configuration and locks alike.
+    New quotes the refused value, so take the bot's secrets out of the sentence (`config.hide`).
     """
+    plain = [_STAMP.sub("", line).strip() for line in lines]
+    if any(map(_NODE.search, plain)):
+        return Reason.BINARY_MISSING, "The installed OpenClaw does not accept the Node it was started with."
+    if any(map(_LOCK.search, plain)):
+        return Reason.SPAWN_FAILED, "Another process works in this bot's home and holds its lock."
+    if problems := _problems(plain):
+        return Reason.CONFIG_INVALID, f"OpenClaw refuses the configuration: {'; '.join(problems)}"
+    if any(map(_PORT.search, plain)):
+        return Reason.PORT_IN_USE, "Another program listens on the bot's port."
     return None
+
+
+def _problems(lines: Sequence[str]) -> list[str]:
+    """The problems of the last list of them, or the one that blocked the start."""
+    headings = [number for number, line in enumerate(lines) if _INVALID.search(line)]
+    if headings:
+        found: list[str] = []
+        for line in lines[headings[-1] + 1 :]:
+            if _AFTER_PROBLEMS.search(line):
+                break
+            found.append(_BULLET.sub("", line))
+        return found or ["no reason was given"]
+    blocked = [match for line in lines if (match := _BLOCKED.search(line))]
+    return [next(part for part in blocked[-1].groups() if part)] if blocked else []
 
 
 def trash(base: Path, home: Path) -> None:

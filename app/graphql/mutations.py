@@ -8,7 +8,7 @@ from uuid import UUID
 import strawberry
 import structlog
 
-from app.domain.errors import ClawNetError, GatewayFailed, Invalid, Refusal
+from app.domain.errors import Blank, ClawNetError, GatewayFailed, Invalid, Refusal
 from app.domain.ids import new_id
 from app.domain.ports import Answer
 from app.domain.states import BotStatus, TokenScope
@@ -143,12 +143,12 @@ class Mutation:
     async def model_provider_save(
         self, info: Info, input: Annotated[inputs.ModelProviderSaveInput, _INPUT]
     ) -> payloads.ModelProviderSavePayload:
-        identity = node.require(input.id, "ModelProvider", "id") if input.id else new_id()
+        identity = new_id() if input.id is None else node.require(input.id, "ModelProvider", "id")
         vault, viewer = info.context.services.vault, info.context.caller
         key = input.api_key if input.api_key is not strawberry.UNSET else None
-        sealed = vault.seal(_checked_key(key), keys.provider_place(identity)) if key else None
+        sealed = vault.seal(_checked_key(key), keys.provider_place(identity)) if key is not None else None
         draft = models.Draft(
-            id=identity if input.id else None,
+            id=None if input.id is None else identity,
             name=input.name,
             api=input.api,
             base_url=input.base_url,
@@ -187,6 +187,8 @@ def _reply(answer: Answer) -> TranscriptMessage:
 
 
 def _checked_key(key: str) -> str:
+    if not key.strip():
+        raise Blank("apiKey is empty; null removes the one that is kept", "apiKey")
     if len(key) > MAX_API_KEY or not key.isascii() or not key.isprintable():
         raise Invalid(f"apiKey must be at most {MAX_API_KEY} printable ASCII characters", "apiKey")
     return key

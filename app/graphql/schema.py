@@ -1,22 +1,25 @@
 """The schema, its text, and what clients are told of errors."""
 
 import hashlib
+import re
+from collections.abc import Iterator
 
 import strawberry
 import structlog
-from graphql import GraphQLError
-from strawberry.extensions import MaxTokensLimiter
+from graphql import GraphQLError, GraphQLSyntaxError
+from strawberry.extensions import MaxTokensLimiter, SchemaExtension
 from strawberry.printer import print_schema
 from strawberry.schema.config import StrawberryConfig
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionContext
+from strawberry.types.graphql import OperationType
 
-from app.domain.errors import Denied, Refusal
+from app.domain.errors import ClawNetError, Denied, Refusal
 from app.graphql import permissions
 from app.graphql.guard import QueryGuard
 from app.graphql.mutations import Mutation
 from app.graphql.queries import Query
 from app.graphql.subscriptions import Subscription
-from app.graphql.types import enums  # noqa: F401 -- publishes the domain's enums
 from app.graphql.types.room import BigInt
 
 log = structlog.get_logger()
@@ -25,6 +28,20 @@ log = structlog.get_logger()
 MAX_TOKENS = 1_000
 
 INTERNAL = "Something went wrong on the server; the request id finds it in its log."
+
+# graphql-core quotes the value it refuses, and an input can hold an API key.
+_QUOTED = re.compile(r"(?:[,;.]? found: |(?<!invalid value)(?<=value): ).*", re.DOTALL | re.IGNORECASE)
+
+
+class NeedsStream(SchemaExtension):
+    """Says of a subscription in a plain request which way it must come."""
+
+    def on_validate(self) -> Iterator[None]:
+        running = self.execution_context
+        if running.operation_type is OperationType.SUBSCRIPTION and not running.context.is_socket:
+            message = "a subscription needs a transport that streams: open a socket with graphql-transport-ws"
+            running.pre_execution_errors = [GraphQLError(message, extensions={"code": "SUBSCRIPTION_NEEDS_STREAM"})]
+        yield
 
 
 class Schema(strawberry.Schema):
@@ -37,6 +54,8 @@ class Schema(strawberry.Schema):
             if code == "INTERNAL":
                 log.error("resolver_failed", path=error.path, exc_info=error.original_error)
                 error.message = INTERNAL
+            elif not isinstance(error.original_error, ClawNetError):
+                error.message = _QUOTED.sub("", error.message)
             error.extensions = {**(error.extensions or {}), "code": code, "requestId": request_id}
 
 
@@ -48,8 +67,12 @@ def _code(error: GraphQLError) -> str:
         return original.code
     if isinstance(original, Refusal):
         return original.code if original.code == "NOT_FOUND" else "BAD_USER_INPUT"
-    if original is not None:
+    if isinstance(original, ValueError) and error.nodes and error.path is None:
+        return "BAD_USER_INPUT"  # a literal that no number can hold, found before anything ran
+    if original is not None and not isinstance(original, CannotGetOperationTypeError | InvalidOperationTypeError):
         return "INTERNAL"
+    if isinstance(error, GraphQLSyntaxError) and f"more than {MAX_TOKENS} tokens" in error.message:
+        return "QUERY_TOO_COMPLEX"
     # Without an original it was the document or its variables: the text is the caller's own.
     return str((error.extensions or {}).get("code", "BAD_USER_INPUT"))
 
@@ -69,7 +92,7 @@ schema = Schema(
             )
         },
     ),
-    extensions=[lambda: MaxTokensLimiter(MAX_TOKENS), QueryGuard],
+    extensions=[lambda: MaxTokensLimiter(MAX_TOKENS), NeedsStream, QueryGuard],
 )
 
 

@@ -132,7 +132,7 @@ async def _check_names(viewer: Viewer, service: Bots, wanted: list[str]) -> None
     parsed = {name: names.parse(name) for name in wanted}
     ids = [room.subject for room in parsed.values() if room and room.kind == "bot" and room.subject]
     visible = await service.by_ids(viewer, ids) if ids else {}
-    heads = await rooms.heads(wanted)
+    heads = await rooms.heads(name for name, room in parsed.items() if room)
     for name, room in parsed.items():
         if room is None or not _may_listen(viewer, room, room.subject in visible, heads.get(name)):
             raise Missing(f"there is no room {name[: names.MAX_NAME]!r}")

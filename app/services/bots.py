@@ -4,9 +4,9 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -21,8 +21,8 @@ from app.domain.ids import new_id
 from app.domain.ports import RefusedOverrides, Wake
 from app.domain.states import BotStatus, DesiredState, RestartMode
 from app.domain.viewer import Viewer
-from app.pubsub.hub import Hub
-from app.services import keys, models, rooms, words
+from app.pubsub.hub import Hub, HubClosed
+from app.services import keys, models, words
 from app.services.recorder import Recorder
 from app.vault import Sealed
 
@@ -263,7 +263,7 @@ class Bots:
             is_failed = process is not None and BotStatus(process["status"]) in (BotStatus.BACKOFF, BotStatus.ERROR)
             if bot["desired"] == DesiredState.RUNNING and not is_failed:
                 return bot["generation"]
-            return await self._wish(bot_id, "desired = 'RUNNING'")
+            return await self._wish(bot_id, "desired = 'RUNNING', stop_grace = NULL")
 
     async def stop(self, viewer: Viewer, bot_id: UUID, grace: float | None = None) -> int:
         """Wishes the bot down; the wish's generation. A bot that is down or stopping already is left alone."""
@@ -279,22 +279,29 @@ class Bots:
         """Wishes for a new process, whatever the present one does."""
         async with DB.transaction():
             await self._lock(viewer, bot_id)
-            return await self._wish(bot_id, "desired = 'RUNNING', restart_generation = generation + 1")
+            return await self._wish(
+                bot_id, "desired = 'RUNNING', stop_grace = NULL, restart_generation = generation + 1"
+            )
 
     async def delete(self, viewer: Viewer, bot_id: UUID) -> None:
         """Wishes the bot gone for good; its runner stops it first and then removes all that hangs on it."""
         async with DB.transaction():
             await self._lock(viewer, bot_id)
-            await self._wish(bot_id, "desired = 'DELETED'")
+            await self._wish(bot_id, "desired = 'DELETED', stop_grace = NULL")
 
     async def _wish(self, bot_id: UUID, wish: str, *values: Any) -> int:
         row = await DB.fetch_one(
             f"UPDATE bot SET {wish}, generation = generation + 1 WHERE id = $1 RETURNING generation", bot_id, *values
         )
-        DB.after_commit(lambda: self._wake(bot_id))
         if row is None:
             raise NotFound("there is no such bot", "botId")
+        DB.after_commit(lambda: self._ring(bot_id))
         return row["generation"]
+
+    def _ring(self, bot_id: UUID) -> None:
+        """The runner has something to do, and who waits for an older wish may wait in vain."""
+        self._wake(bot_id)
+        self._hub.wake([names.bot_status(bot_id)])
 
     async def _lock(self, viewer: Viewer, bot_id: UUID) -> dict[str, Any]:
         """The bot's row, locked, if the viewer may change it; a foreign bot looks like a missing one."""
@@ -324,6 +331,8 @@ class Bots:
         return {row["id"]: _bot(row) for row in rows}
 
     async def by_agent_id(self, viewer: Viewer, agent_id: str) -> Bot | None:
+        if not words.AGENT_ID.match(agent_id):
+            return None
         row = await DB.fetch_one(
             f"{_BOT} WHERE {_VISIBLE} AND b.agent_id = $3", viewer.sees_all, viewer.user_id, agent_id
         )
@@ -331,27 +340,29 @@ class Bots:
 
     async def settled(self, viewer: Viewer, bot_id: UUID, is_settled: Callable[[Bot], bool]) -> Bot | None:
         """Waits until the bot is as asked, at most `MAX_WAIT`; the bot as it is then, None once it is gone."""
-        with anyio.move_on_after(MAX_WAIT):
-            async with aclosing(self._changes(bot_id)) as changes:
-                async for _ in changes:
-                    bot = await self.get(viewer, bot_id)
-                    if bot is None or is_settled(bot):
-                        return bot
+        async with aclosing(self._changes(bot_id)) as changes:
+            async for _ in changes:
+                bot = await self.get(viewer, bot_id)
+                if bot is None or is_settled(bot):
+                    return bot
         return await self.get(viewer, bot_id)
 
     async def gone(self, bot_id: UUID) -> bool:
         """Waits until the bot's row is gone, at most `MAX_WAIT`."""
-        with anyio.move_on_after(MAX_WAIT):
-            async with aclosing(self._changes(bot_id)) as changes:
-                async for _ in changes:
-                    if await DB.fetch_one("SELECT id FROM bot WHERE id = $1", bot_id) is None:
-                        return True
+        async with aclosing(self._changes(bot_id)) as changes:
+            async for _ in changes:
+                if await DB.fetch_one("SELECT id FROM bot WHERE id = $1", bot_id) is None:
+                    return True
         return False
 
     async def _changes(self, bot_id: UUID) -> AsyncGenerator[None, None]:
-        async with aclosing(rooms.follow(self._hub, [names.bot_status(bot_id)], None)) as items:
-            async for _ in items:
+        """Now, and each time something happened to the bot or was wished of it, for at most `MAX_WAIT`."""
+        until = anyio.current_time() + MAX_WAIT
+        with self._hub.join([names.bot_status(bot_id)]) as listener, suppress(HubClosed):
+            while anyio.current_time() < until:
                 yield
+                with anyio.CancelScope(deadline=until):
+                    await listener.wait()
 
     async def page(self, viewer: Viewer, query: "Query") -> "Page":
         """A page of the bots the viewer may see."""
@@ -361,7 +372,13 @@ class Bots:
 def has_started(generation: int) -> Callable[[Bot], bool]:
     """The wish was taken up and the process listens or failed."""
     ends = (BotStatus.ACTIVE, BotStatus.ERROR, BotStatus.BACKOFF)
-    return lambda bot: bot.seen_generation >= generation and bot.status in ends
+
+    def is_settled(bot: Bot) -> bool:
+        # Somebody else wished it down meanwhile: it may never be ready.
+        is_overtaken = bot.desired is not DesiredState.RUNNING
+        return is_overtaken or (bot.seen_generation >= generation and bot.status in ends)
+
+    return is_settled
 
 
 def has_stopped(generation: int) -> Callable[[Bot], bool]:
@@ -427,9 +444,9 @@ def _filtered(viewer: Viewer, query: Query) -> _Where:
     if query.owners is not None:
         where.add("b.owner = ANY({}::uuid[])", list(query.owners))
     if query.tags is not None:
-        where.add("b.tags @> {}::varchar[]", list(query.tags))
+        where.add("b.tags @> {}::varchar[]", [words.sought(tag, "tags") for tag in query.tags])
     if query.search:
-        text = query.search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        text = words.sought(query.search, "search").replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         where.add("b.name ILIKE {0} OR b.agent_id ILIKE {0} OR b.description ILIKE {0}", f"%{text}%")
     return where
 
@@ -475,6 +492,7 @@ def _open_cursor(order: OrderField, cursor: str) -> tuple[Any, UUID]:
     try:
         value, identity = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
         is_time = order in (OrderField.CREATED_AT, OrderField.LAST_SEEN_AT)
-        return datetime.fromisoformat(value) if is_time else str(value), UUID(identity)
-    except (binascii.Error, ValueError, TypeError, AttributeError) as error:
+        place = datetime.fromisoformat(value).astimezone(UTC) if is_time else words.sought(value, "after")
+        return place, UUID(identity)
+    except (binascii.Error, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput("the cursor does not belong to this list and order") from error

@@ -11,7 +11,7 @@ from app.services.bots import Bot, Bots
 from app.vault import Vault
 
 #: Seconds a bot has to answer.
-ANSWER_TIMEOUT = 120.0
+ANSWER_TIMEOUT = 60.0
 
 
 class Messages:

@@ -152,7 +152,8 @@ def _checked(draft: Draft) -> tuple[str, str | None, str]:
 def _is_http(address: str) -> bool:
     try:
         parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+        is_plain = not any(character.isspace() for character in address) and parts.port != 0
+        return is_plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
     except ValueError:
         return False
 

@@ -1,32 +1,35 @@
 """Checks on what people type: each returns the value as it is kept, or refuses it by name."""
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import msgspec
 
-from app.domain.errors import Blank, Invalid, TooLong
+from app.domain.errors import BadInput, Blank, Invalid, TooLong
 
 #: Longest texts that are kept, in characters.
 MAX_NAME, MAX_DESCRIPTION, MAX_PROMPT, MAX_MODEL, MAX_MESSAGE = 100, 2_000, 100_000, 200, 100_000
 #: Labels a bot may have, and how long each may be.
 MAX_TAGS, MAX_TAG = 20, 50
-#: Largest JSON value that is kept, in bytes.
-MAX_JSON = 64 * 1024
+#: Largest JSON value that is kept, in bytes, and how deep it may be nested: what is kept must be readable again.
+MAX_JSON, MAX_JSON_DEPTH = 64 * 1024, 32
 
 #: A folder and a process are named after it, so nothing but small letters, digits and inner hyphens.
 AGENT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 # PostgreSQL keeps no NUL, UTF-8 no lone surrogate, and control characters have no business in what people read.
-_UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
+_LINE_BREAKS = re.compile(r"[\r\n\u2028\u2029]")
 
 
 def line(value: str, field: str, limit: int) -> str:
     """One line of text: trimmed, not empty, no line breaks."""
     text = prose(value, field, limit).strip()
-    if not text:
+    if not any(character.isprintable() and not character.isspace() for character in text):
         raise Blank(f"{field} is empty", field)
-    if "\n" in text or "\r" in text:
+    if _LINE_BREAKS.search(text):
         raise Invalid(f"{field} must be a single line", field)
     return text
 
@@ -37,6 +40,13 @@ def prose(value: str, field: str, limit: int) -> str:
         raise TooLong(f"{field} has {len(value)} characters; at most {limit} are allowed", field)
     if _UNWANTED.search(value):
         raise Invalid(f"{field} holds control characters that cannot be kept", field)
+    return value
+
+
+def sought(value: str, name: str) -> str:
+    """Text to look for in a query. Raises `BadInput` for what PostgreSQL cannot even be asked."""
+    if _UNKEEPABLE.search(value):
+        raise BadInput(f"`{name}` holds characters that no text here has")
     return value
 
 
@@ -57,10 +67,10 @@ def agent_id(value: str) -> str:
 
 def json_text(value: Any, field: str) -> str:
     """The value as JSON text, bounded in size and depth."""
+    if _is_deep(value):
+        raise TooLong(f"{field} is nested more than {MAX_JSON_DEPTH} levels deep", field)
     try:
         text = msgspec.json.encode(value).decode()
-    except RecursionError as error:
-        raise TooLong(f"{field} is nested too deeply", field) from error
     except (msgspec.ValidationError, UnicodeEncodeError, TypeError) as error:
         raise Invalid(f"{field} holds text that is no valid Unicode", field) from error
     if len(text) > MAX_JSON:
@@ -68,6 +78,19 @@ def json_text(value: Any, field: str) -> str:
     if "\\u0000" in text:
         raise Invalid(f"{field} holds a NUL character, which cannot be kept", field)
     return text
+
+
+def _is_deep(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [inner for outer in level for inner in _parts(outer)]
+    return bool(level)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value).values()
+    return cast("list[Any]", value) if isinstance(value, list) else ()
 
 
 def slug(name: str) -> str:

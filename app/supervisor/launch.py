@@ -58,7 +58,7 @@ async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> Rend
         providers=providers,
         overrides=w.overrides,
     )
-    tree = config.render(settings, await openclaw.checker.dialect())
+    tree = config.render(settings, openclaw.dialect)
     return Rendered(tree, config.digest(tree))
 
 
@@ -95,7 +95,7 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
     folder = tools.home(w.agent_id)
     is_new = not folder.exists()
     await anyio.to_thread.run_sync(home.make, folder)
-    if is_new:
+    if is_new and openclaw.start_cache:
         await tools.recorder.phase(w.bot_id, Phase.PREPARING)
         await openclaw.start_cache.copy_into(folder)
     port = await ports.claim(w.bot_id, tools.node, tools.base_port, w.port)
@@ -115,7 +115,7 @@ def _launch(openclaw: OpenClaw, w: Wanted, folder: Path, port: int, nonce: UUID)
     return Launch(
         home=folder,
         argv=home.argv(openclaw.installation, port),
-        env=home.environment(folder, openclaw.installation, w.bot_id, nonce),
+        env=home.environment(folder, openclaw.installation, w.bot_id, str(nonce)),
         cwd=folder / "workspace",
         nonce=str(nonce),
     )

@@ -8,7 +8,9 @@ from uuid import UUID
 import anyio
 
 from app.domain.errors import BinaryMissing
+from app.gateway import check
 from app.gateway.check import Checker
+from app.gateway.config import Dialect
 from app.gateway.openclaw import Installation
 from app.gateway.probe import Kind, Prober
 from app.gateway.start_cache import StartCache
@@ -27,29 +29,37 @@ class OpenClaw:
 
     installation: Installation
     checker: Checker
-    start_cache: StartCache
+    #: None: homes start cold, as the setting has it.
+    start_cache: StartCache | None
+    dialect: Dialect
 
 
 class Finder:
     """Finds OpenClaw when it is first needed, and looks again after it was missing."""
 
-    def __init__(self, find: Callable[[], Awaitable[Installation | None]], cache_dir: Path) -> None:
+    def __init__(
+        self, find: Callable[[], Awaitable[Installation | None]], cache_dir: Path, *, with_start_cache: bool
+    ) -> None:
         self._find = find
         self._cache_dir = cache_dir
+        self._with_start_cache = with_start_cache
         self._found: OpenClaw | None = None
         self._lock = anyio.Lock()
 
     async def get(self) -> OpenClaw:
         """Raises `BinaryMissing` with what to do about it."""
         async with self._lock:
+            if self._found is not None and not self._found.installation.entry.exists():
+                self._found = None
             if self._found is None:
                 installation = await self._find()
                 if installation is None:
                     raise BinaryMissing(MISSING)
                 self._found = OpenClaw(
                     installation,
-                    Checker(installation, self._cache_dir),
-                    StartCache(installation, self._cache_dir),
+                    Checker(installation),
+                    StartCache(installation, self._cache_dir) if self._with_start_cache else None,
+                    await check.dialect(installation, self._cache_dir),
                 )
             return self._found
 

@@ -72,14 +72,14 @@ def left_of(bot: dict[str, Any]) -> list[int]:
     return found
 
 
-async def live(api: Api, base_url: str, patience: float) -> None:
+async def live(api: Api, base_url: str, patience: float) -> dict[str, Any]:
     """create → start → ACTIVE → it answers → kill -9 → `bot:error` → ACTIVE again → stop → nothing left."""
     await make_provider(api, base_url)
     bot = await make_bot(api, systemPrompt="You are Hana.")
     assert bot["status"] == "INACTIVE"
     async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
         assert (await anext(heard))["kind"] == "CURRENT"
-        started = await api.run(docs.BOT_START, input={"botId": bot["id"]})
+        started = await api.run(docs.BOT_START, input={"botId": bot["id"], "wait": False})
         assert started["userErrors"] == [], started
         active = await heard.until(lambda e: e["kind"] == "STARTED", patience)
         assert active["status"] == "ACTIVE"
@@ -102,3 +102,4 @@ async def live(api: Api, base_url: str, patience: float) -> None:
         gone = await heard.until(lambda e: e["kind"] == "STOPPED", patience)
         assert gone["status"] == "INACTIVE"
         assert left_of(bot) == []
+    return bot

@@ -1,18 +1,27 @@
 """GraphQL over HTTP and graphql-transport-ws: Strawberry executes, Litestar carries."""
 
+import json
 import secrets
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
+import structlog
+from cross_web import AsyncHTTPRequestAdapter, HTTPException
+from litestar import MediaType, Request, Response
+from litestar import exceptions as litestar
 from litestar.types import Scope
 from strawberry.exceptions import ConnectionRejectionError
+from strawberry.http import GraphQLRequestData
 from strawberry.litestar import make_graphql_controller
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 from strawberry.types.unset import UNSET, UnsetType
 
 from app.graphql.context import Context, Services, bearer
-from app.graphql.schema import schema, text_hash
+from app.graphql.schema import INTERNAL, schema, text_hash
+from app.graphql.transport.socket import Socket
+
+log = structlog.get_logger()
 
 #: Seconds a socket has to send `connection_init`.
 INIT_WAIT = timedelta(seconds=5)
@@ -37,7 +46,7 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
             is_socket=scope["type"] == "websocket",
         )
 
-    made = make_graphql_controller(
+    made: Any = make_graphql_controller(
         schema,
         path=path,
         graphql_ide=None,
@@ -49,7 +58,30 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
     )
 
     class Controller(made):
-        """Signs sockets in, and writes JSON fast."""
+        """Signs sockets in, reads JSON warily and writes it fast."""
+
+        graphql_transport_ws_handler_class = Socket
+
+        async def execute_request(self, request: Request[Any, Any, Any], context: Context, root_value: None) -> Any:
+            try:
+                return await self.run(request, context=context, root_value=root_value)
+            except HTTPException as error:
+                # The reason may quote the caller, whose text need not be valid Unicode.
+                reason = error.reason.encode(errors="replace")
+                return Response(reason, status_code=error.status_code, media_type=MediaType.TEXT)
+            except litestar.HTTPException:
+                raise
+            except Exception:
+                log.exception("request_failed")
+                error = {"message": INTERNAL, "extensions": {"code": "INTERNAL", "requestId": context.request_id}}
+                return Response({"errors": [error]}, status_code=500)
+
+        async def parse_http_body(self, request: AsyncHTTPRequestAdapter) -> Any:
+            parsed: Any = await super().parse_http_body(request)
+            name: object = parsed.operation_name if isinstance(parsed, GraphQLRequestData) else None
+            if not isinstance(name, str | None):
+                raise HTTPException(400, "The GraphQL operation's `operationName` must be a string or null, if given.")
+            return parsed
 
         async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
             given = (context.connection_params or {}).get("authorization")
@@ -59,7 +91,28 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
                 raise ConnectionRejectionError
             return UNSET
 
+        def parse_json(self, data: str | bytes) -> Any:
+            value: Any = super().parse_json(data)
+            if isinstance(data, bytes) and not isinstance(value, dict | list):  # a parameter of GET is a text
+                raise HTTPException(400, "The request's body must be a JSON object")
+            return value  # pyright: ignore[reportUnknownVariableType]
+
+        def decode_json(self, data: str | bytes) -> object:
+            try:
+                return json.loads(data, parse_constant=_refuse)
+            except (ValueError, RecursionError) as error:
+                # Also bytes that are no text, numbers of thousands of digits, and what is nested without an end.
+                raise json.JSONDecodeError("no JSON that can be read here", "", 0) from error
+
         def encode_json(self, data: object) -> bytes:
-            return _encode(data)
+            try:
+                return _encode(data)
+            except UnicodeEncodeError:
+                # A lone surrogate in a caller's own text, which JSON can only carry as an escape.
+                return json.dumps(data, default=str).encode()
 
     return Controller
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

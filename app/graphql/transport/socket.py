@@ -1,0 +1,53 @@
+"""graphql-transport-ws as its protocol wants it: a faulty message is told apart from a faulty document.
+
+A message that breaks the protocol closes the socket with 4400; a document that cannot run ends just its operation.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from graphql import GraphQLError
+from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
+
+from app.graphql.context import Context
+
+
+class Socket(BaseGraphQLTransportWSHandler[Context, None]):
+    """One client's socket."""
+
+    async def handle_message(self, message: Any) -> None:
+        if fault := _fault(message):
+            await self.handle_invalid_message(fault)
+        else:
+            await super().handle_message(message)
+
+    @staticmethod
+    def _get_pre_execution_close_reason(error: GraphQLError) -> str | None:
+        # Strawberry would close the socket, and with it the client's other operations.
+        return None
+
+
+def _fault(message: object) -> str | None:
+    """Why the protocol does not allow the message; None for one that it does."""
+    if not isinstance(message, Mapping):
+        return "a message must be a JSON object"
+    fields = cast("Mapping[str, object]", message)
+    kind = fields.get("type")
+    if not isinstance(kind, str):
+        return "a message must have a `type`"
+    if kind in ("subscribe", "complete") and not (isinstance(fields.get("id"), str) and fields["id"]):
+        return f"`{kind}` must have an `id` that is a text"
+    return _payload_fault(fields.get("payload")) if kind == "subscribe" else None
+
+
+def _payload_fault(payload: object) -> str | None:
+    if not isinstance(payload, Mapping):
+        return "`subscribe` must have a `payload`"
+    fields = cast("Mapping[str, object]", payload)
+    if not isinstance(fields.get("query"), str):
+        return "`payload.query` must be a text"
+    if not isinstance(fields.get("operationName"), str | None):
+        return "`payload.operationName` must be a text"
+    if not isinstance(fields.get("variables"), Mapping | None):
+        return "`payload.variables` must be an object"
+    return None
