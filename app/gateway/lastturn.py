@@ -30,8 +30,9 @@ def failure(home: Path, agent_id: str, session_key: str, answer: str) -> str | N
     for message in _backwards(_read(folder / f"{session_id}.jsonl", MAX_TAIL)):
         if message.get("role") == "assistant":
             said = message.get("errorMessage")
-            is_failed = message.get("stopReason") == "error" and isinstance(said, str)
-            return said if is_failed and said.strip() in answer else None
+            if message.get("stopReason") != "error" or not isinstance(said, str):
+                return None
+            return said if said.strip() in answer else None
     return None
 
 

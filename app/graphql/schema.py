@@ -30,7 +30,9 @@ MAX_TOKENS = 1_000
 INTERNAL = "Something went wrong on the server; the request id finds it in its log."
 
 # graphql-core quotes the value it refuses, and an input can hold an API key.
-_QUOTED = re.compile(r"(?:[,;.]? found: |(?<!invalid value)(?<=value): ).*", re.DOTALL | re.IGNORECASE)
+_QUOTED = re.compile(
+    r"(?:[,;.]? (?:found: |but encountered error )|(?<!invalid value)(?<=value): ).*", re.DOTALL | re.IGNORECASE
+)
 
 
 class NeedsStream(SchemaExtension):

@@ -4,8 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from litestar import MediaType, Response, Router, get
-from litestar.datastructures import ResponseHeader
-from litestar.static_files import create_static_files_router
+from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from app.domain.errors import SettingsError
 
@@ -31,7 +30,7 @@ def _graphiql() -> Path:
 @get("/", media_type=MediaType.HTML, sync_to_thread=False)
 def page() -> Response[str]:
     text = (_HERE / "playground.html").read_text(encoding="utf-8")
-    return Response(text, headers={"content-security-policy": POLICY})
+    return Response(text, headers={"content-security-policy": POLICY, "x-content-type-options": "nosniff"})
 
 
 def router() -> Router:
@@ -42,5 +41,4 @@ def router() -> Router:
             create_static_files_router("/assets", directories=[_graphiql()], name="graphiql"),
             create_static_files_router("/own", directories=[_HERE / "static"], name="playground"),
         ],
-        response_headers=[ResponseHeader(name="x-content-type-options", value="nosniff")],
     )

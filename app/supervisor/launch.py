@@ -1,5 +1,6 @@
 """One start of a gateway, step by step: home, config, check, port, process, readiness."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,6 +142,18 @@ async def ready(tools: Tools, gateway: Process, port: int, budget: float) -> Non
             await anyio.sleep(pause)
             pause = min(LAST_LOOK, pause * 1.5)
     raise StartTimeout(f"the gateway was not ready within {budget:g} s ({seen}); see its log")
+
+
+def without_secrets(folder: Path, lines: tuple[str, ...]) -> tuple[str, ...]:
+    """What a gateway said last, fit for rows and clients: the secrets it was configured with are taken out.
+
+    Nothing is handed on where the configuration cannot be read: then nobody knows what to take out.
+    """
+    try:
+        tree = json.loads((folder / CONFIG_FILE).read_bytes())
+        return tuple(config.hide(line, tree) for line in lines)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ()
 
 
 def new_nonce() -> UUID:

@@ -5,11 +5,13 @@ Only this task writes the bot's status, so a step never races another.
 """
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import structlog
 
 from app.domain.errors import AlreadyRunning, ClawNetError, ConfigInvalid, StartFailure, StartTimeout
@@ -304,6 +306,7 @@ class Runner:
         w = await processes.load(self.bot_id)
         if w is None:
             return 0.0
+        exit_ = await self._fit_to_show(w, exit_)
         reason = Reason.KILLED if exit_.signal == "SIGKILL" else Reason.STOPPED
         await self._close_run(w, exit_, reason, is_failure=False)
         await self._to(
@@ -338,6 +341,7 @@ class Runner:
         self._failure = None
         if w.status is BotStatus.STOPPING or w.desired is not DesiredState.RUNNING:
             return await self._stopped(exit_)
+        exit_ = await self._fit_to_show(w, exit_)
         reason, sentence = self._classified(w, exit_, reason)
         log.warning("gateway_ended", reason=reason, code=exit_.code, signal=exit_.signal)
         await self._close_run(w, exit_, reason, is_failure=True)
@@ -372,7 +376,7 @@ class Runner:
         self._failure = None
         exit_ = Exit()
         if self._gateway is not None:
-            exit_ = await self._gateway.terminate(0.0)
+            exit_ = await self._fit_to_show(w, await self._gateway.terminate(0.0))
             self._detach()
         if isinstance(failure, AlreadyRunning):
             await self._end_strays()
@@ -459,6 +463,10 @@ class Runner:
             self.ring()
 
     # Small things.
+
+    async def _fit_to_show(self, w: Wanted, exit_: Exit) -> Exit:
+        folder = self._tools.home(w.agent_id)
+        return replace(exit_, tail=await anyio.to_thread.run_sync(launch.without_secrets, folder, exit_.tail))
 
     def _detach(self) -> None:
         if self._gateway is not None:

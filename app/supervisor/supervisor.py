@@ -13,7 +13,7 @@ import anyio.abc
 import structlog
 
 from app.domain.errors import ClawNetError
-from app.services import processes
+from app.services import nodes, processes
 from app.supervisor.runner import Runner
 from app.supervisor.tools import Tools
 
@@ -75,11 +75,13 @@ class Supervisor:
 
     async def _resync(self) -> None:
         try:
+            await nodes.beat(self._tools.node)
             for bot_id in await processes.of_node(self._tools.node):
                 if bot_id not in self._runners:
                     self._begin(bot_id)
             for bot_id in await processes.stale_wishes(self._tools.node):
-                self._runners[bot_id].ring()
+                if bot_id in self._runners:
+                    self._runners[bot_id].ring()
             self.failing = None
         except ClawNetError as error:
             self.failing = f"the supervisor cannot read the bots: {error}"

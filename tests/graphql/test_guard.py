@@ -56,8 +56,9 @@ def test_the_written_schema_is_the_code_s() -> None:
 
 def test_no_secret_column_is_a_field() -> None:
 
-    from app.db import tables
     from piccolo.table import Table
+
+    from app.db import tables
 
     secret = {
         column._meta.name

@@ -246,14 +246,24 @@ async def test_openclaw_missing_is_an_error_that_says_what_to_do(database: dict[
 async def test_a_row_that_claims_more_than_the_processes_show_is_repaired(
     database: dict[str, Any], tmp_path: Path
 ) -> None:
-    async with one_bot(tmp_path, database) as (api, bot, _):
+    async with one_bot(tmp_path, database) as (api, bot, _), api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+        # As a restored backup would have it: running, by a nonce that nobody carries.
+        await DB.fetch("UPDATE bot_process SET status = 'ACTIVE', nonce = gen_random_uuid(), port = 18789")
+        await DB.fetch("UPDATE bot SET desired = 'RUNNING', generation = generation + 1")
+        lost = await heard.until(lambda e: e["event"] == "bot:error")
+        assert lost["reason"] == "LOST"
+        await heard.until(lambda e: e["kind"] == "STARTED")
+
+
+async def test_a_dying_bot_gives_none_of_its_secrets_away(database: dict[str, Any], tmp_path: Path) -> None:
+    async with one_bot(tmp_path, database, print_secret=True, crash_after_s=0.2) as (api, bot, _):
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            # As a restored backup would have it: running, by a nonce that nobody carries.
-            await DB.fetch("UPDATE bot_process SET status = 'ACTIVE', nonce = gen_random_uuid(), port = 18789")
-            await DB.fetch("UPDATE bot SET desired = 'RUNNING', generation = generation + 1")
-            lost = await heard.until(lambda e: e["event"] == "bot:error")
-            assert lost["reason"] == "LOST"
-            await heard.until(lambda e: e["kind"] == "STARTED")
+            await start(api, bot)
+            await heard.until(lambda e: e["event"] == "bot:error")
+        run = await DB.fetch_one("SELECT tail FROM bot_run WHERE ended_at IS NOT NULL")
+        assert run is not None
+        assert "***" in run["tail"]
+        assert "sk-test-0123456789" not in run["tail"]
 
 
 async def test_a_process_that_dies_is_heard_of_with_its_signal(database: dict[str, Any], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import secrets
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 import structlog
@@ -77,9 +77,8 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
                 return Response({"errors": [error]}, status_code=500)
 
         async def parse_http_body(self, request: AsyncHTTPRequestAdapter) -> Any:
-            parsed: Any = await super().parse_http_body(request)
-            name: object = parsed.operation_name if isinstance(parsed, GraphQLRequestData) else None
-            if not isinstance(name, str | None):
+            parsed = cast("GraphQLRequestData", await super().parse_http_body(request))
+            if not isinstance(cast("object", parsed.operation_name), str | None):
                 raise HTTPException(400, "The GraphQL operation's `operationName` must be a string or null, if given.")
             return parsed
 
@@ -92,10 +91,10 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
             return UNSET
 
         def parse_json(self, data: str | bytes) -> Any:
-            value: Any = super().parse_json(data)
+            value = cast("object", super().parse_json(data))
             if isinstance(data, bytes) and not isinstance(value, dict | list):  # a parameter of GET is a text
                 raise HTTPException(400, "The request's body must be a JSON object")
-            return value  # pyright: ignore[reportUnknownVariableType]
+            return cast("Any", value)
 
         def decode_json(self, data: str | bytes) -> object:
             try:
