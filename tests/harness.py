@@ -176,43 +176,61 @@ async def running_server(wanted: dict[str, str], token: str | None = None) -> As
 
 @dataclass
 class ServerProcess:
-    """`clawnet serve` as a process of its own, for tests that kill it."""
+    """`clawnet serve` as a process of its own, for tests that kill it. Leaving its `with` block kills it."""
 
     process: subprocess.Popen[str]
     url: str
     token: str | None
     lines: list[str]
 
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(PATIENCE)
 
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
         return self.process.wait(PATIENCE)
+
+    def says(self, word: str) -> None:
+        """Returns once it printed a line with this word; `lines` has them all."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if word in line:
+                return
+        raise AssertionError(f"it never said {word!r}: {self.lines}")
 
 
 def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:
     """Starts `python -m app serve` and returns once it said that it is ready."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **wanted}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", "--no-openclaw", *arguments],
-        cwd=REPO,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=(Path(wanted["CLAWNET_DATA_DIR"]).parent / "server.log").open("a"),
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    token = None
-    for line in process.stdout:
-        lines.append(line.rstrip())
+    with (Path(wanted["CLAWNET_DATA_DIR"]).parent / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--no-openclaw", *arguments],
+            cwd=REPO,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    server = ServerProcess(process, "", None, [])
+    try:
+        server.says("ready: ")
+    except BaseException:
+        server.__exit__()
+        raise
+    for line in server.lines:
         if line.strip().startswith("cn_"):
-            token = line.strip()
-        if "ready: " in line:
-            url = line.split("ready: ")[1].strip().removesuffix("/playground")
-            return ServerProcess(process, url, token, lines)
-    raise AssertionError(f"the server did not start (status {process.wait()}): {lines}")
+            server.token = line.strip()
+    server.url = server.lines[-1].split("ready: ")[1].removesuffix("/playground")
+    return server

@@ -197,7 +197,7 @@ def satisfies(version: str, wanted: str) -> bool:
 def _is_within(version: Triple, alternative: str) -> bool:
     text = alternative.strip()
     if text in ("", "*", "x"):
-        return bool(text) or not alternative
+        return True
     parts = list(_COMPARISON.finditer(text))
     understood = re.sub(r"[\s,]+", "", _COMPARISON.sub("", text)) == ""
     return understood and bool(parts) and all(_holds(version, part) for part in parts)

@@ -1,0 +1,45 @@
+"""Who speaks to the API in these tests, and what of theirs is spoken about."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from app.domain.states import TokenScope, UserRole
+from app.services import accounts
+from tests.harness import Api, environ, running_server
+from tests.journeys import documents as docs
+
+ALL = frozenset(TokenScope)
+
+ERRORS = "userErrors { code message field }"
+
+
+async def person(
+    api: Api, name: str = "Mia", role: UserRole = UserRole.MEMBER, scopes: frozenset[TokenScope] = ALL
+) -> Api:
+    """A new account, signed in at the same server."""
+    user = await accounts.add_user(name, role)
+    return api.signed_in(await accounts.add_token(user, "test", scopes))
+
+
+@asynccontextmanager
+async def house(
+    database: dict[str, Any], folder: Path, openclaw: Path | None = None, **settings: str
+) -> AsyncGenerator[Api]:
+    """A server whose administrator has shared one provider of models, `local`."""
+    async with running_server(environ(folder, database, openclaw, **settings)) as api:
+        shared = {"name": "local", "baseUrl": "http://127.0.0.1:9/v1", "models": [{"id": "echo"}], "shared": True}
+        await provider(api, **shared)
+        yield api
+
+
+async def provider(api: Api, name: str, **more: Any) -> dict[str, Any]:
+    saved = await api.run(docs.PROVIDER_SAVE, input={"name": name, **more})
+    assert saved["userErrors"] == [], saved
+    return saved["modelProvider"]
+
+
+def code(payload: dict[str, Any]) -> str | None:
+    """Why a mutation was refused; None where it was not."""
+    return payload["userErrors"][0]["code"] if payload["userErrors"] else None
