@@ -2,8 +2,8 @@
 
 import argparse
 import os
+import signal
 import sys
-from contextlib import suppress
 
 import anyio
 
@@ -11,6 +11,8 @@ from app import __version__
 
 #: Exit status for settings that do not fit, as OpenClaw itself uses it (EX_CONFIG).
 EX_CONFIG = 78
+#: Exit status after Ctrl-C, as shells count it.
+EX_INTERRUPTED = 128 + signal.SIGINT
 #: Seconds bots have to end after Ctrl-C at a terminal.
 TERMINAL_GRACE = 5.0
 
@@ -52,6 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
     except ClawNetError as error:
         print(f"clawnet: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0 if arguments.command == "serve" else EX_INTERRUPTED
 
 
 def _say(line: str) -> None:
@@ -60,8 +65,11 @@ def _say(line: str) -> None:
 
 async def _serve(with_openclaw: bool) -> int:
     from app import log, server, settings  # noqa: PLC0415
+    from app.domain.errors import SettingsError  # noqa: PLC0415
     from app.main import running  # noqa: PLC0415
 
+    # Until the server listens to signals, SIGTERM ends a start in order, as Ctrl-C does: with it goes the database.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     wanted = settings.load(os.environ)
     # The key has been read; nothing that is started from here on shall find it.
     for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
@@ -73,10 +81,10 @@ async def _serve(with_openclaw: bool) -> int:
     try:
         listener = server.bind(wanted)
     except OSError as error:
-        print(
-            f"clawnet: CLAWNET_PORT {wanted.clawnet_port} on {wanted.clawnet_host}: {error.strerror}", file=sys.stderr
-        )
-        return EX_CONFIG
+        raise SettingsError(
+            f"CLAWNET_PORT is {wanted.clawnet_port}, which cannot be used on {wanted.clawnet_host} ({_why(error)}); "
+            "expected a free port, or 0 for any"
+        ) from error
     budget = TERMINAL_GRACE if sys.stdin.isatty() else None
     with listener:
         async with running(wanted, _say, with_openclaw=with_openclaw, stop_budget=budget) as up:
@@ -86,6 +94,11 @@ async def _serve(with_openclaw: bool) -> int:
             print("stopping …", flush=True)
     print("stopped", flush=True)
     return 0
+
+
+def _why(error: OSError) -> str:
+    # Python adds the address, which the sentence has said.
+    return (error.strerror or str(error)).split(" (while", 1)[0]
 
 
 def _welcome(token: str | None, address: tuple[str, int]) -> None:
@@ -126,5 +139,4 @@ def _schema(path: str | None) -> int:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()

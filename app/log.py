@@ -16,7 +16,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 #: Libraries that tell at INFO what is no news here (each probe of a bot's health, each change of a watched file).
-QUIET = ("httpcore", "httpx", "watchfiles")
+QUIET = ("httpcore", "httpx", "uvicorn.error", "watchfiles", "websockets")
 #: Libraries whose DEBUG lines hold frames and bodies, and so other people's words.
 NEVER_DEBUG = ("asyncio", "hpack", "litestar", "strawberry", "uvicorn", "websockets")
 #: What is nested deeper than this is not written out.

@@ -193,20 +193,17 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(PATIENCE)
+        self._bury()
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self._bury()
 
-    def says(self, word: str) -> None:
-        """Returns once it printed a line with this word; `lines` has them all."""
+    def _bury(self) -> int:
+        status = self.process.wait(PATIENCE)
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
-            if word in line:
-                return
-        raise AssertionError(f"it never said {word!r}: {self.lines}")
+        self.process.stdout.close()
+        return status
 
 
 def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:

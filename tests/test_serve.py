@@ -1,5 +1,6 @@
 """`clawnet serve` as its user meets it: what it prints, how it stops, and what it finds when it comes back."""
 
+import fcntl
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 import websockets
 from anyio import to_thread
 
+from app.settings import OPENCLAW_VERSION
 from tests import fake_openclaw
 from tests.harness import PATIENCE, REPO, Api, ServerProcess, environ, serve
 from tests.journeys import documents as docs
@@ -64,6 +66,29 @@ def refused(wanted: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+def starting(wanted: dict[str, str]) -> ServerProcess:
+    """A server that installs OpenClaw first, and is not waited for."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve"],
+        cwd=REPO,
+        env=wanted,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return ServerProcess(process, "", None, [])
+
+
+@contextmanager
+def another_run_installs(folder: Path) -> Generator[None]:
+    """Whoever wants to install OpenClaw has to wait until this is left."""
+    lock = folder / "cache" / "openclaw" / f".{OPENCLAW_VERSION}.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture
 def openclaw(tmp_path: Path) -> Generator[Path]:
     """The fake, and nothing left of it after a test that killed its keeper."""
@@ -82,21 +107,18 @@ def data_folder() -> Generator[Path]:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Gateways whose home lies in the folder, and their shims: each holds something of it open, or names it."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _speaks_of(entry, str(folder)):
-            found.append(int(entry.name))
-    return found
+    """Gateways whose home lies in the folder, their shims and the database: each names it or holds a file of it."""
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in numbers if pid != os.getpid() and _lives_in(Path(f"/proc/{pid}"), f"{folder}/data/")]
 
 
-def _speaks_of(process: Path, folder: str) -> bool:
+def _lives_in(process: Path, folder: str) -> bool:
     try:
-        if f"{folder}/data/openclaw".encode() in (process / "environ").read_bytes():
-            return True
-        return any(os.readlink(fd).startswith(f"{folder}/data/openclaw") for fd in (process / "fd").iterdir())
+        said = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        held = [str(file.readlink()) for file in (process / "fd").iterdir()]
     except OSError:
         return False
+    return folder.encode() in said or any(name.startswith(folder) for name in held)
 
 
 async def start_bots(api: Api, *names: str) -> list[dict[str, Any]]:
@@ -173,7 +195,7 @@ def test_a_wrong_setting_is_named_with_what_is_expected(tmp_path: Path, name: st
     answer = refused(environ(tmp_path, None, None) | {name: value})
     assert answer.returncode == EX_CONFIG
     assert answer.stdout == ""
-    assert answer.stderr.startswith(f"clawnet: {name} is ")
+    assert answer.stderr.startswith(f"clawnet: {name} ")
     assert expected in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists()
@@ -195,7 +217,10 @@ def test_a_port_in_use_is_refused_before_anything_is_started(tmp_path: Path) -> 
         port = str(taken.getsockname()[1])
         answer = refused(environ(tmp_path, None, None) | {"CLAWNET_PORT": port})
     assert answer.returncode == EX_CONFIG
-    assert answer.stderr == f"clawnet: CLAWNET_PORT {port} on 127.0.0.1: Address already in use\n"
+    assert answer.stderr == (
+        f"clawnet: CLAWNET_PORT is {port}, which cannot be used on 127.0.0.1 (Address already in use); "
+        "expected a free port, or 0 for any\n"
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -257,6 +282,19 @@ async def test_a_second_interrupt_ends_it_at_once(database: dict[str, Any], tmp_
     assert processes_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_while_it_starts_leaves_nothing(number: signal.Signals) -> None:
+    with data_folder() as folder, another_run_installs(folder):
+        wanted = environ(folder, None, None) | {"PATH": "/usr/bin:/bin"}
+        with starting(wanted) as server:
+            await to_thread.run_sync(server.says, "waiting for another run")
+            assert processes_in(folder) != []
+            server.process.send_signal(number)
+            assert await ended(server) == 0
+            server.says("stopped")
+        assert processes_in(folder) == []
+
+
 async def test_sockets_are_closed_so_that_clients_come_back(database: dict[str, Any], tmp_path: Path) -> None:
     async with served(environ(tmp_path, database, None)) as (server, api):
         await story.make_provider(api, NO_MODEL)
@@ -301,7 +339,7 @@ async def test_bots_that_outlived_a_killed_server_are_adopted(
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"] for bot in bots], after=before) as heard:
             events = [await anext(heard) for _ in bots]
         assert [event["kind"] for event in events] == ["ADOPTED"] * len(bots)
-        assert {event["botId"] for event in events} == {bot["databaseId"] for bot in bots}
+        assert {event["botId"] for event in events} == {bot["id"] for bot in bots}
         again = await now(api, bots)
         assert [bot["status"] for bot in again] == ["ACTIVE"] * len(bots)
         assert [bot["gateway"]["pid"] for bot in again] == [bot["gateway"]["pid"] for bot in bots]
@@ -336,10 +374,12 @@ async def test_an_exit_that_nobody_watched_is_recorded_with_its_signal(
 
 @pytest.mark.parametrize("end", [ServerProcess.kill, ServerProcess.stop])
 async def test_a_second_server_stands_by_and_takes_over(
-    tmp_path: Path, openclaw: Path, end: Callable[[ServerProcess], Any]
+    database: dict[str, Any], tmp_path: Path, openclaw: Path, end: Callable[[ServerProcess], Any]
 ) -> None:
+    is_killed = end is ServerProcess.kill
     with data_folder() as folder:
-        wanted = environ(folder, None, openclaw)
+        # The embedded database outlives the server that started it.
+        wanted = environ(folder, None if is_killed else database, openclaw)
         async with served(wanted) as (first, api):
             token = api.token
             async with served(wanted, token) as (second, standby):
@@ -351,7 +391,6 @@ async def test_a_second_server_stands_by_and_takes_over(
                 before = await cursor(standby, [bot])
                 await to_thread.run_sync(end, first)
                 async with standby.listen(docs.BOT_STATUS, ids=[bot["id"]], after=before) as heard:
-                    is_killed = end is ServerProcess.kill
                     taken = await heard.until(lambda event: event["kind"] == ("ADOPTED" if is_killed else "STARTED"))
                 assert (taken["pid"] == bot["gateway"]["pid"]) is is_killed
                 assert await to_thread.run_sync(second.stop) == 0

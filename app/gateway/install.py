@@ -99,7 +99,7 @@ async def _first_that_works(version: str, building: Path, node: Path, say: Say) 
         failure = await _npm(version, building, node, way, say)
         if not failure and (building / "node_modules" / "openclaw" / "openclaw.mjs").is_file():
             return
-        say(f"npm did not succeed{' with' if way else ' without'} --ignore-scripts")
+        say(f"npm did not succeed {'with' if way else 'without'} --ignore-scripts")
         await to_thread.run_sync(shutil.rmtree, building / "node_modules", True)
     raise BinaryMissing(
         f"npm could not install OpenClaw {version}. Check the network, npm's registry and proxy settings and the free "
@@ -112,7 +112,9 @@ async def _npm(version: str, building: Path, node: Path, way: tuple[str, ...], s
     argv = [*_npm_of(node), "install", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error", *way]
     log = building.with_name(building.name + ".log")
     # Everything is handed on: proxies, certificates and npm's own settings are in the environment.
-    environment = os.environ | {"PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    # A service manager's PATH may lack even a shell, which npm needs.
+    path = os.pathsep.join((str(node.parent), os.environ.get("PATH", ""), os.defpath))
+    environment = os.environ | {"PATH": path}
     try:
         code = await _watched(f"OpenClaw {version}", argv, building, environment, log, say)
         return "" if code == 0 else _tail(log) or f"it ended with {code} and said nothing"

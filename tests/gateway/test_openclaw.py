@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import anyio
 import pytest
 
 from app.domain.errors import BinaryMissing
@@ -147,3 +148,27 @@ async def test_what_npm_said_last_is_in_the_error(cache: Path, tmp_path: Path) -
     with pytest.raises(BinaryMissing, match=r"(?s)could not install OpenClaw 2026\.9\.6.*404 no such thing"):
         await install.ensure("2026.9.6", cache, said.append)
     assert [each.name for each in (cache / "openclaw").iterdir()] == [".2026.9.6.lock"]
+
+
+async def test_runs_that_come_at_the_same_time_install_once(cache: Path, tmp_path: Path) -> None:
+    ours = node(tmp_path / "node" / "bin" / "node", "24.19.0")
+    (tmp_path / "bin" / "node").symlink_to(ours)
+    made = tmp_path / "made"
+    program(
+        tmp_path / "bin" / "npm",
+        f"PATH=/usr/bin:/bin; echo once >> {made}; sleep 1; mkdir -p node_modules/openclaw; cd node_modules/openclaw\n"
+        """echo '{"name": "openclaw", "version": "2026.9.6"}' > package.json; touch openclaw.mjs""",
+    )
+    said: list[str] = []
+    found: list[openclaw.Installation] = []
+
+    async def run() -> None:
+        found.append(await install.ensure("2026.9.6", cache, said.append))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        group.start_soon(run)
+    assert made.read_text() == "once\n"
+    assert len(set(found)) == 1
+    assert any("waiting" in line for line in said)
+    assert sorted(each.name for each in (cache / "openclaw").iterdir()) == [".2026.9.6.lock", "2026.9.6"]

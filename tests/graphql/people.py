@@ -1,5 +1,6 @@
 """Who speaks to the API in these tests, and what of theirs is spoken about."""
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +16,21 @@ ALL = frozenset(TokenScope)
 ERRORS = "userErrors { code message field }"
 
 
+class Caller(Api):
+    """A client that also sends what is no valid Unicode, as JSON lets anybody do."""
+
+    def signed_in(self, token: str | None) -> "Caller":
+        return Caller(self.url, token, self.running, self.http)
+
+    async def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        body = json.dumps({"query": query, "variables": variables})
+        headers = {**self.headers, "content-type": "application/json"}
+        return (await self.http.post(f"{self.url}/graphql", content=body, headers=headers)).json()
+
+
 async def person(
-    api: Api, name: str = "Mia", role: UserRole = UserRole.MEMBER, scopes: frozenset[TokenScope] = ALL
-) -> Api:
+    api: Caller, name: str = "Mia", role: UserRole = UserRole.MEMBER, scopes: frozenset[TokenScope] = ALL
+) -> Caller:
     """A new account, signed in at the same server."""
     user = await accounts.add_user(name, role)
     return api.signed_in(await accounts.add_token(user, "test", scopes))
@@ -26,9 +39,10 @@ async def person(
 @asynccontextmanager
 async def house(
     database: dict[str, Any], folder: Path, openclaw: Path | None = None, **settings: str
-) -> AsyncGenerator[Api]:
+) -> AsyncGenerator[Caller]:
     """A server whose administrator has shared one provider of models, `local`."""
-    async with running_server(environ(folder, database, openclaw, **settings)) as api:
+    async with running_server(environ(folder, database, openclaw, **settings)) as up:
+        api = Caller(up.url, up.token, up.running, up.http)
         shared = {"name": "local", "baseUrl": "http://127.0.0.1:9/v1", "models": [{"id": "echo"}], "shared": True}
         await provider(api, **shared)
         yield api

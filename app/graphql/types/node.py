@@ -1,5 +1,6 @@
 """Identities: opaque outside, a type's name and a UUID inside."""
 
+import re
 from uuid import UUID
 
 import strawberry
@@ -30,5 +31,7 @@ def require(text: str, type_name: str, *field: str) -> UUID:
     """The key of an identity of this type; `NotFound` for any other text."""
     parsed = parse(text)
     if parsed is None or parsed[0] != type_name:
-        raise NotFound(f"there is no such {type_name.lower()}", *field)
+        # In the words of the services, so that a mistyped identity reads as a missing one.
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type_name).lower()
+        raise NotFound(f"there is no such {words}", *field)
     return parsed[1]
