@@ -193,17 +193,20 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self._bury()
+        self.process.wait(PATIENCE)
 
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self._bury()
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
 
-    def _bury(self) -> int:
-        status = self.process.wait(PATIENCE)
+    def says(self, word: str) -> None:
+        """Returns once it printed a line with this word; `lines` has them all."""
         assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if word in line:
+                return
+        raise AssertionError(f"it never said {word!r}: {self.lines}")
 
 
 def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:

@@ -76,13 +76,13 @@ def outside() -> Iterator[int]:
 def test_clawnet_runs_on_an_outside_server(outside: int, tmp_path: Path) -> None:
     wanted = environ(tmp_path, None, None, ENCRYPTION_KEY="3b" + "0123456789abcdef" * 3 + "fedcba98765432",
                      DATABASE_URL=f"postgresql://clawnet:right-password@127.0.0.1:{outside}/postgres")  # fmt: skip
-    served = serve(wanted)
-    assert served.token is not None
-    assert not (tmp_path / "data" / "postgres").exists()
-    assert served.stop() == 0
-    again = serve(wanted)
-    assert again.token is None
-    assert again.stop() == 0
+    with serve(wanted) as served:
+        assert served.token is not None
+        assert not (tmp_path / "data" / "postgres").exists()
+        assert served.stop() == 0
+    with serve(wanted) as again:
+        assert again.token is None
+        assert again.stop() == 0
 
 
 def test_a_wrong_password_names_the_variable_and_not_the_password(outside: int, tmp_path: Path) -> None:
