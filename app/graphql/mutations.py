@@ -191,6 +191,9 @@ def _checked_key(key: str) -> str:
         raise Blank("apiKey is empty; null removes the one that is kept", "apiKey")
     if len(key) > MAX_API_KEY or not key.isascii() or not key.isprintable():
         raise Invalid(f"apiKey must be at most {MAX_API_KEY} printable ASCII characters", "apiKey")
+    # OpenClaw would run it as a shell command.
+    if key.startswith("!"):
+        raise Invalid("apiKey must not begin with `!`", "apiKey")
     return key
 
 

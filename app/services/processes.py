@@ -80,14 +80,15 @@ async def of_node(node: str) -> list[UUID]:
     return [row["bot"] for row in rows]
 
 
-async def stale_wishes(node: str) -> list[UUID]:
-    """Bots whose wish is newer than what their process was started for: a wake-up may have been lost."""
+async def overdue(node: str) -> tuple[list[UUID], list[UUID]]:
+    """Bots whose wish is newer than what was done about it, and bots whose row claims a process."""
     rows = await DB.fetch(
-        "SELECT b.id FROM bot b JOIN bot_process p ON p.bot = b.id WHERE p.node_id = $1 AND "
-        "(b.generation <> p.generation OR b.config_revision <> p.config_revision OR b.desired = 'DELETED')",
+        "SELECT b.id, p.status IN ('STARTING', 'ACTIVE', 'STOPPING') AS claims, (b.generation <> p.generation "
+        "OR b.desired = 'DELETED' OR (b.desired = 'RUNNING' AND b.config_revision <> p.config_revision)) AS is_stale "
+        "FROM bot b JOIN bot_process p ON p.bot = b.id WHERE p.node_id = $1",
         node,
     )
-    return [row["id"] for row in rows]
+    return [row["id"] for row in rows if row["is_stale"]], [row["id"] for row in rows if row["claims"]]
 
 
 async def note(bot_id: UUID, **facts: Any) -> None:

@@ -8,8 +8,8 @@ import msgspec
 
 from app.domain.errors import BadInput, Blank, Invalid, TooLong
 
-#: Longest texts that are kept, in characters.
-MAX_NAME, MAX_DESCRIPTION, MAX_PROMPT, MAX_MODEL, MAX_MESSAGE = 100, 2_000, 100_000, 200, 100_000
+#: Longest texts that are kept, in characters. OpenClaw cuts a persona's file at 20,000, our marks around it included.
+MAX_NAME, MAX_DESCRIPTION, MAX_PROMPT, MAX_MODEL, MAX_MESSAGE = 100, 2_000, 19_000, 200, 100_000
 #: Labels a bot may have, and how long each may be.
 MAX_TAGS, MAX_TAG = 20, 50
 #: Largest JSON value that is kept, in bytes, and how deep it may be nested: what is kept must be readable again.

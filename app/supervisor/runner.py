@@ -14,7 +14,14 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from app.domain.errors import AlreadyRunning, ClawNetError, ConfigInvalid, StartFailure, StartTimeout
+from app.domain.errors import (
+    AlreadyRunning,
+    ClawNetError,
+    ConfigInvalid,
+    SpawnFailed,
+    StartFailure,
+    StartTimeout,
+)
 from app.domain.states import BotStatus, DesiredState, Phase, Reason
 from app.gateway import home, process
 from app.gateway.process import Exit, Process
@@ -26,8 +33,8 @@ from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
 
-#: Seconds between two looks at the row when nobody rang: a lost wake-up costs no more.
-LOOK_INTERVAL = 5.0
+#: Seconds between two looks at the row when nobody rang; the supervisor looks at all rows at once far more often.
+LOOK_INTERVAL = 30.0
 #: Seconds a health probe may take, and how many in a row may fail.
 PROBE_TIMEOUT, MISSES = 3.0, 3
 #: Lines of the gateway's last words that go into an error.
@@ -210,6 +217,8 @@ class Runner:
                     await self._until_ready()
         except StartFailure as error:
             self._failure = error
+        except OSError as error:
+            self._failure = SpawnFailed(f"the bot's home cannot be prepared: {error.strerror or error}")
         except LostRace:
             log.warning("start_overtaken")
         finally:

@@ -79,13 +79,21 @@ class Supervisor:
             for bot_id in await processes.of_node(self._tools.node):
                 if bot_id not in self._runners:
                     self._begin(bot_id)
-            for bot_id in await processes.stale_wishes(self._tools.node):
-                if bot_id in self._runners:
-                    self._runners[bot_id].ring()
+            await self._ring_overdue()
             self.failing = None
         except ClawNetError as error:
             self.failing = f"the supervisor cannot read the bots: {error}"
             log.warning("resync_failed", error=str(error))
+
+    async def _ring_overdue(self) -> None:
+        """Wishes whose wake-up was lost, and rows that claim more than the processes show."""
+        stale, claiming = await processes.overdue(self._tools.node)
+        for bot_id in stale:
+            if bot_id in self._runners:
+                self._runners[bot_id].ring()
+        for bot_id in claiming:
+            if bot_id in self._runners and not self._runners[bot_id].has_process:
+                self._runners[bot_id].ring()
 
     def _begin(self, bot_id: UUID) -> None:
         assert self._tasks is not None
