@@ -22,7 +22,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
-from app.domain.errors import ClawNetError, KeyMismatch
+from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch
 from app.gateway import install, openclaw, overrides
 from app.gateway.chat import Chat
 from app.gateway.probe import Prober
@@ -222,8 +222,8 @@ async def _warm(finder: Finder) -> None:
         found = await finder.get()
         if found.start_cache:
             await found.start_cache.fill()
-    except ClawNetError as error:
-        log.warning("start_cache_not_filled", error=str(error))
+    except BinaryMissing:
+        return  # The start said so.
     except Exception:
         log.exception("start_cache_not_filled")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
 
 from app.db.engine import DB
 from tests import fake_openclaw
@@ -122,9 +121,10 @@ async def test_what_is_just_within_the_limits_is_kept_as_it_was_typed(database: 
 
 HOSTILE_AGENT_IDS = [
     "", " ", ".", "..", "...", "/", "\\", "a/b", "a\\b", "../a", "a/..", "..%2fa", "%2e%2e", "~", "~root", "$HOME",
-    "a.b", "a_b", "a b", " a", "a ", "a\n", "\na", "a\tb", "a\0", "\0", "A", "Hana", "é", "ａ", "ⅰ", "a\u200d", "\ud800",
-    "１", "-", "-a", "a-", "--help", "a:b", "a*", "a;b", "a|b", "a&b", "`id`", "$(id)", "a'b", 'a"b', "<a>", "{a}", "a@b",
-    "a#b", "a,b", "a+b", "a" * 41, "a" * 39 + "-" + "a", "a" * 10_000, "con.", "nul:", "file:///etc/passwd", "/etc/passwd",
+    "a.b", "a_b", "a b", " a", "a ", "a\n", "\na", "a\tb", "a\0", "\0", "A", "Hana", "é", "ａ", "ⅰ", "１",
+    "a\u200d", "\ud800", "-", "-a", "a-", "--help", "a:b", "a*", "a;b", "a|b", "a&b", "`id`", "$(id)", "a'b", 'a"b',
+    "<a>", "{a}", "a@b", "a#b", "a,b", "a+b", "a" * 41, "a" * 39 + "-a", "a" * 10_000, "con.", "nul:",
+    "file:///etc/passwd", "/etc/passwd",
 ]  # fmt: skip
 
 
@@ -639,19 +639,16 @@ async def test_what_cannot_be_said_to_a_bot_is_refused(database: dict[str, Any],
         assert await refusals(api, docs.MESSAGE_SEND, given) == []
 
 
-@pytest.mark.parametrize("wait", [True, False])
-async def test_two_hundred_wishes_at_once_never_give_two_processes(
-    wait: bool, database: dict[str, Any], tmp_path: Path
-) -> None:
+async def test_two_hundred_wishes_at_once_never_give_two_processes(database: dict[str, Any], tmp_path: Path) -> None:
     wrapper = fake_openclaw.install(tmp_path / "openclaw", lock_delay_s=0.1, port_delay_s=0.1)
     async with house(database, tmp_path, wrapper) as api:
         made = await story.make_bot(api)
-        documents = [START, STOP] * 100
 
-        async def wish(document: str) -> dict[str, Any]:
-            return await api.run(document, input={"botId": made["id"], "wait": wait})
+        async def wish(number: int) -> dict[str, Any]:
+            given = {"botId": made["id"], "wait": number % 4 < 2}
+            return await api.run((START, STOP)[number % 2], input=given)
 
-        answers = await asyncio.gather(*[wish(document) for document in documents])
+        answers = await asyncio.gather(*[wish(number) for number in range(200)])
         assert [each["userErrors"] for each in answers] == [[]] * 200
         bot = await api.run(docs.BOT_QUERY, by={"id": made["id"]})
         end = "ACTIVE" if bot["desiredState"] == "RUNNING" else "INACTIVE"
@@ -661,7 +658,6 @@ async def test_two_hundred_wishes_at_once_never_give_two_processes(
         assert bot["status"] == end
         running = fake_openclaw.running(wrapper)
         assert running == ({bot["agentId"]: bot["gateway"]["pid"]} if end == "ACTIVE" else {})
-        assert len(story.left_of(made)) == (0 if end == "INACTIVE" else len(story.left_of(made)))
         stopped = await api.run(STOP, input={"botId": made["id"]})
         assert stopped["bot"]["status"] == "INACTIVE"
         assert story.left_of(made) == []

@@ -5,7 +5,8 @@ PROVIDER_SAVE = """mutation($input: ModelProviderSaveInput!) {
 }"""
 
 BOT = """id databaseId name agentId status desiredState errorMessage rooms viewerCan
-  gateway { pid port version restartCount uptimeSeconds } owner { name } config { revision restartPending rolledBack }"""
+  gateway { pid port version restartCount uptimeSeconds } owner { name }
+  config { revision restartPending rolledBack }"""
 
 BOT_CREATE = f"""mutation($input: BotCreateInput!) {{
   botCreate(input: $input) {{ bot {{ {BOT} }} userErrors {{ code message field }} clientMutationId }}

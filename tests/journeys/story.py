@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tests.harness import REPO, Api
@@ -51,9 +52,8 @@ async def make_bot(api: Api, name: str = "Hana", **more: Any) -> dict[str, Any]:
 def is_alive(pid: int) -> bool:
     """The process is there and no zombie."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -61,14 +61,10 @@ def left_of(bot: dict[str, Any]) -> list[int]:
     """Processes that carry the bot's marker."""
     marker = f"CLAWNET_BOT_ID={bot['databaseId']}".encode()
     found: list[int] = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as file:
-                    if marker in file.read().split(b"\0") and is_alive(int(entry)):
-                        found.append(int(entry))
-            except OSError:
-                continue
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if marker in entry.read_bytes().split(b"\0") and is_alive(int(entry.parent.name)):
+                found.append(int(entry.parent.name))
     return found
 
 

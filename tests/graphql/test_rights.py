@@ -1,0 +1,417 @@
+"""Who may do what: every root field of the schema, asked by everybody, has its expected answer in a table."""
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+import websockets
+
+from app.db.engine import DB
+from app.domain.ids import new_id
+from app.domain.states import TokenKind, TokenScope, UserRole
+from app.graphql.schema import schema
+from app.services import accounts
+from tests.graphql.people import ALL, ERRORS, Caller, house, person, provider
+from tests.journeys import documents as docs
+from tests.journeys import story
+
+
+class Expected(NamedTuple):
+    """What each of them hears: a code, or what the answer is like."""
+
+    anonymous: str
+    stranger: str  # a member who owns nothing
+    reader: str  # the owner, with a token that may only read
+    observer: str
+    owner: str
+    admin: str
+
+
+class Ask(NamedTuple):
+    """One question about the owner's bot and provider."""
+
+    document: str
+    variables: Callable[["Things"], dict[str, Any]]
+
+
+@dataclass
+class Things:
+    """What the owner has."""
+
+    bot: dict[str, Any]
+    provider: str
+    owner: str
+
+    def without(self) -> "Things":
+        """The same things under identities that nobody has."""
+        bot, key = {**self.bot}, str(new_id())
+        bot |= {"databaseId": key, "id": _id("Bot", key), "agentId": f"{self.bot['agentId']}x"}
+        return Things(bot, _id("ModelProvider", str(new_id())), _id("User", str(new_id())))
+
+
+def _id(type_name: str, key: str) -> str:
+    return base64.b64encode(f"{type_name}:{key}".encode()).decode()
+
+
+def _mutation(name: str, what: str, **more: Any) -> Ask:
+    type_name = f"{name[0].upper()}{name[1:]}Input"
+    document = f"mutation($input: {type_name}!) {{ {name}(input: $input) {{ {what} {ERRORS} }} }}"
+    return Ask(document, lambda things: {"input": {"botId": things.bot["id"], **more}})
+
+
+NO, SIGN_IN, CLOSED, NONE = "FORBIDDEN", "UNAUTHENTICATED", "4403", "NOT_FOUND"
+#: "seen": something came back; "empty": nothing did, and no error; "done": a mutation was not refused.
+#: CONFLICT is how a bot that does not run answers whom it would speak with.
+RIGHTS: dict[str, Expected] = {
+    "Query.node": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Query.nodes": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Query.viewer": Expected("empty", "seen", "seen", "seen", "seen", "seen"),
+    "Query.serverInfo": Expected("seen", "seen", "seen", "seen", "seen", "seen"),
+    "Query.bot": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Query.bots": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Query.modelProviders": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Mutation.botCreate": Expected(SIGN_IN, "done", NO, NO, "done", "done"),
+    "Mutation.botUpdate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.botDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.botStart": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.botStop": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.botRestart": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.messageSend": Expected(SIGN_IN, NONE, NO, NO, "CONFLICT", "CONFLICT"),
+    "Mutation.modelProviderSave": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.modelProviderDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Subscription.botStatus": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
+    "Subscription.room": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
+}
+
+#: How each is asked.
+ASKS: dict[str, Ask] = {
+    "Query.node": Ask("query($id: ID!) { node(id: $id) { id } }", lambda t: {"id": t.bot["id"]}),
+    "Query.nodes": Ask(
+        "query($ids: [ID!]!) { nodes(ids: $ids) { id } }", lambda t: {"ids": [t.bot["id"], t.provider, t.owner]}
+    ),
+    "Query.viewer": Ask("{ viewer { id email } }", lambda t: {}),
+    "Query.serverInfo": Ask("{ serverInfo { version } }", lambda t: {}),
+    "Query.bot": Ask("query($by: BotBy!) { bot(by: $by) { id } }", lambda t: {"by": {"agentId": t.bot["agentId"]}}),
+    "Query.bots": Ask(
+        "query($f: BotFilter) { bots(filter: $f) { nodes { id } totalCount } }",
+        lambda t: {"f": {"ownerId": [t.owner], "search": t.bot["agentId"]}},
+    ),
+    "Query.modelProviders": Ask("{ modelProviders { id } }", lambda t: {}),
+    "Mutation.botCreate": Ask(
+        f"mutation($input: BotCreateInput!) {{ botCreate(input: $input) {{ bot {{ id }} {ERRORS} }} }}",
+        lambda t: {"input": {"name": "New", "model": "local/echo"}},
+    ),
+    "Mutation.botUpdate": _mutation("botUpdate", "bot { id }", description="changed"),
+    "Mutation.botDelete": _mutation("botDelete", "deletedBotId"),
+    "Mutation.botStart": _mutation("botStart", "bot { id }", wait=False),
+    "Mutation.botStop": _mutation("botStop", "bot { id }"),
+    "Mutation.botRestart": _mutation("botRestart", "bot { id }", wait=False),
+    "Mutation.messageSend": _mutation("messageSend", "message { text }", text="Hello"),
+    "Mutation.modelProviderSave": Ask(
+        docs.PROVIDER_SAVE, lambda t: {"input": {"id": t.provider, "name": "own", "models": [{"id": "n"}]}}
+    ),
+    "Mutation.modelProviderDelete": Ask(
+        f"mutation($id: ID!) {{ modelProviderDelete(input: {{id: $id}}) {{ deletedId {ERRORS} }} }}",
+        lambda t: {"id": t.provider},
+    ),
+    "Subscription.botStatus": Ask(
+        "subscription($ids: [ID!]) { botStatus(botIds: $ids) { kind } }", lambda t: {"ids": [t.bot["id"]]}
+    ),
+    "Subscription.room": Ask(
+        "subscription($names: [String!]!) { room(names: $names) { event } }",
+        lambda t: {"names": [f"bot:{t.bot['databaseId']}:status"]},
+    ),
+}
+
+
+def root_fields() -> set[str]:
+    roots = (schema._schema.query_type, schema._schema.mutation_type, schema._schema.subscription_type)
+    return {f"{root}.{field}" for root in roots if root for field in root.fields}
+
+
+def test_every_root_field_has_its_row_in_the_table() -> None:
+    assert root_fields() == RIGHTS.keys() == ASKS.keys()
+
+
+async def first_of(api: Caller, ask: Ask, things: Things, *, is_stream: bool) -> dict[str, Any]:
+    """The first answer, over a socket for a subscription; a socket that is closed answers with its code."""
+    variables = ask.variables(things)
+    if not is_stream:
+        return await api.ask(ask.document, **variables)
+    uri = api.url.replace("http", "ws", 1) + "/graphql"
+    async with websockets.connect(uri, subprotocols=["graphql-transport-ws"], proxy=None) as socket:  # type: ignore[list-item]
+        payload = {"authorization": f"Bearer {api.token}"} if api.token else {}
+        await socket.send(json.dumps({"type": "connection_init", "payload": payload}))
+        try:
+            assert json.loads(await socket.recv()) == {"type": "connection_ack"}
+        except websockets.ConnectionClosed as closed:
+            assert closed.rcvd is not None
+            return {"errors": [{"extensions": {"code": str(closed.rcvd.code)}}]}
+        body = {"query": ask.document, "variables": variables}
+        await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": body}))
+        return json.loads(await socket.recv())["payload"]
+
+
+def outcome(answer: dict[str, Any]) -> str:
+    if "errors" in answer:
+        return answer["errors"][0]["extensions"]["code"]
+    (value,) = answer["data"].values()
+    if isinstance(value, dict) and "userErrors" in value:
+        return value["userErrors"][0]["code"] if value["userErrors"] else "done"
+    if isinstance(value, dict) and "nodes" in value:
+        value = value["nodes"]
+    is_empty = not any(value) if isinstance(value, list) else value is None
+    return "empty" if is_empty else "seen"
+
+
+async def people(api: Caller) -> Expected:
+    """One client for each column of the table."""
+    owner_id = await accounts.add_user("Olga", UserRole.MEMBER)
+    reading = frozenset({TokenScope.FLEET_READ})
+    return Expected(
+        anonymous=api.signed_in(None),
+        stranger=await person(api, "Sven"),
+        reader=api.signed_in(await accounts.add_token(owner_id, "reader", reading)),
+        observer=await person(api, "Ines", UserRole.OBSERVER),
+        owner=api.signed_in(await accounts.add_token(owner_id, "all", ALL)),
+        admin=api,
+    )  # type: ignore[arg-type]
+
+
+async def belongings(owner: Caller, number: int) -> Things:
+    bot = await story.make_bot(owner, agentId=f"b{number:03}")
+    own = await provider(owner, f"p{number:03}", models=[{"id": "m"}])
+    return Things(bot, own["id"], (await owner.run("{ viewer { id } }"))["id"])
+
+
+async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path, OPENCLAW_MAX_BOTS="200") as api:
+        # The shared provider is everybody's; here nobody but the owner has one.
+        who: Any = await people(api)
+        things = await belongings(who.owner, 0)
+        await DB.fetch("UPDATE model_provider SET owner = $1 WHERE name = 'local'", UUID(_key(things.owner)))
+        stranger_s = await provider(who.stranger, "local", models=[{"id": "echo"}])
+        made = 0
+        wrong: dict[str, Any] = {}
+        for name, expected in RIGHTS.items():
+            for role, wanted in expected._asdict().items():
+                mine = things
+                if name.startswith("Mutation.") and wanted == "done":
+                    made += 1
+                    mine = await belongings(who.owner, made)
+                if name == "Query.modelProviders" and role == "stranger":
+                    mine = things
+                answer = await first_of(
+                    getattr(who, role), ASKS[name], mine, is_stream=name.startswith("Subscription.")
+                )
+                if name == "Query.modelProviders" and role == "stranger":
+                    assert [each["id"] for each in answer["data"]["modelProviders"]] == [stranger_s["id"]]
+                    continue
+                if outcome(answer) != wanted:
+                    wrong[f"{name} by {role}"] = answer
+        assert wrong == {}
+
+
+def _key(identity: str) -> str:
+    return base64.b64decode(identity).decode().split(":", 1)[1]
+
+
+async def test_what_belongs_to_others_answers_as_what_is_not_there_does(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    def shown(answer: dict[str, Any], things: Things) -> str:
+        """The answer's text, with what differs by nature taken out."""
+        for error in answer.get("errors", []):
+            assert error["extensions"].pop("requestId")
+        text = json.dumps(answer)
+        for known in (things.bot["id"], things.bot["databaseId"], things.bot["agentId"], things.provider, things.owner):
+            text = text.replace(known, "-")
+        return text
+
+    async with house(database, tmp_path) as api:
+        who: Any = await people(api)
+        things = await belongings(who.owner, 0)
+        before = await DB.fetch("SELECT * FROM bot"), await DB.fetch("SELECT * FROM model_provider ORDER BY id")
+        compared = 0
+        for name, ask in ASKS.items():
+            if name == "Mutation.botCreate" or not ask.variables(things):
+                continue
+            missing, is_stream = things.without(), name.startswith("Subscription.")
+            for caller in (who.stranger, await person(api, "Nina", scopes=frozenset())):
+                theirs = shown(await first_of(caller, ask, things, is_stream=is_stream), things)
+                nobody_s = shown(await first_of(caller, ask, missing, is_stream=is_stream), missing)
+                assert theirs == nobody_s, name
+                compared += 1
+        assert compared >= 2 * 14
+        assert before == (
+            await DB.fetch("SELECT * FROM bot"),
+            await DB.fetch("SELECT * FROM model_provider ORDER BY id"),
+        )
+
+
+async def test_a_token_without_scopes_may_nothing_but_say_who_it_is(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        bare = await person(api, "Nina", UserRole.ADMIN, scopes=frozenset())
+        things = await belongings(api, 0)
+        free = {"Query.viewer": "seen", "Query.serverInfo": "seen", "Query.node": "empty", "Query.nodes": "seen"}
+        for name, ask in ASKS.items():
+            answer = await first_of(bare, ask, things, is_stream=name.startswith("Subscription."))
+            wanted = free.get(name, NONE if name == "Subscription.room" else NO)
+            assert outcome(answer) == wanted, (name, answer)
+        # People it may see, being an administrator's; bots and providers not.
+        seen = await first_of(bare, ASKS["Query.nodes"], things, is_stream=False)
+        assert [bool(one) for one in seen["data"]["nodes"]] == [False, False, True]
+
+
+async def test_anonymous_callers_read_health_and_nothing_of_the_house(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        nobody = api.signed_in(None)
+        for path, status in (("/healthz", 200), ("/readyz", 200), ("/playground", 200)):
+            assert (await api.http.get(f"{api.url}{path}", follow_redirects=True)).status_code == status
+        both = await nobody.ask(
+            "{ serverInfo { version schemaHash subscriptionProtocols eventBus time } viewer { id } }"
+        )
+        assert both["data"]["viewer"] is None
+        assert "errors" not in both
+        # A public field beside a closed one: each gets its own answer.
+        mixed = await nobody.ask('{ serverInfo { version } node(id: "x") { id } }')
+        assert (
+            mixed["data"] == {"serverInfo": both["data"]["serverInfo"] | {}, "node": None}
+            or mixed["data"]["node"] is None
+        )
+        assert [error["extensions"]["code"] for error in mixed["errors"]] == [SIGN_IN]
+        assert mixed["errors"][0]["extensions"]["requestId"]
+
+
+def tampered(token: str) -> dict[str, str]:
+    """Tokens that are almost one, and what people send instead."""
+    kind, identity, secret = token[:5], token[5:17], token[18:61]
+
+    def signed(body: str) -> str:
+        return body + accounts._checksum(body)
+
+    other = "A" if secret[0] != "A" else "B"
+    return {
+        "cut short": token[:-1],
+        "too long": token + "0",
+        "wrong checksum": token[:-1] + ("0" if token[-1] != "0" else "1"),
+        "another secret": signed(f"{kind}{identity}_{other}{secret[1:]}"),
+        "another id": signed(f"{kind}{'a' * 12}_{secret}"),
+        "another kind": f"cn_x_{token[5:]}",
+        "in capitals": token.upper(),
+        "two of them": f"{token}, Bearer {token}",
+        "space inside": token[:20] + " " + token[20:],
+        "the id alone": token[:17],
+        "nothing": "",
+        "a hash": hashlib.sha256(secret.encode()).hexdigest(),
+        "sql": "' OR 1=1 --",
+        "sql in the id": signed(f"{kind}' or true --_{secret}"),
+        "wildcards": "cn_p_____________" + "_" * 44,
+        "null": "null",
+        "huge": "cn_p_" + "a" * 15_000,
+        "a json": '{"token": true}',
+    }
+
+
+async def test_a_token_that_does_not_count_is_no_token(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        mia = await accounts.add_user("Mia", UserRole.MEMBER)
+        good = await accounts.add_token(mia, "good", ALL)
+        gone = await accounts.add_user("Gone", UserRole.ADMIN)
+        tokens = tampered(good) | {
+            "expired": await accounts.add_token(mia, "expired", ALL, life=timedelta(seconds=-1)),
+            "revoked": await accounts.add_token(mia, "revoked", ALL),
+            "of a disabled person": await accounts.add_token(gone, "disabled", ALL),
+            "unknown": accounts.make_token(TokenKind.PERSONAL)[0],
+        }
+        await DB.fetch("UPDATE access_token SET revoked_at = now() WHERE name = 'revoked'")
+        await DB.fetch("UPDATE app_user SET disabled_at = now() WHERE id = $1", gone)
+        assert (await api.signed_in(good).run("{ viewer { name } }"))["name"] == "Mia"
+        forever = await accounts.add_token(mia, "forever", ALL, life=None)
+        assert (await api.signed_in(forever).run("{ viewer { name } }"))["name"] == "Mia"
+
+        async def check(what: str, token: str) -> None:
+            caller = api.signed_in(token)
+            answer = await caller.ask("{ viewer { id } serverInfo { version } }")
+            assert answer["data"]["viewer"] is None, what
+            assert answer["data"]["serverInfo"], what
+            refused = await caller.ask("{ modelProviders { id } }")
+            assert outcome(refused) == SIGN_IN, what
+            assert refused["data"] is None
+            ask, things = ASKS["Subscription.botStatus"], Things({"id": "x"}, "", "")
+            assert outcome(await first_of(caller, ask, things, is_stream=True)) == CLOSED, what
+
+        await asyncio.gather(*[check(what, token) for what, token in tokens.items()])
+        used = await DB.fetch("SELECT name FROM access_token WHERE last_used_at IS NOT NULL ORDER BY name")
+        assert [row["name"] for row in used] == ["first sign-in", "forever", "good"]
+
+
+async def test_a_token_is_taken_from_its_header_and_nowhere_else(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        assert api.token
+
+        async def who(headers: dict[str, str] | None = None, path: str = "/graphql", **more: Any) -> Any:
+            body = {"query": "{ viewer { name } }", **more}
+            answer = await api.http.post(f"{api.url}{path}", json=body, headers=headers)
+            return answer.json()["data"]["viewer"]
+
+        for scheme in ("Bearer ", "bearer ", "BEARER ", "Bearer   "):
+            assert (await who({"authorization": scheme + api.token}))["name"] == "Administrator", scheme
+        for header in ("", api.token, f"Token {api.token}", f"Basic {api.token}", f"Bearer{api.token}", "Bearer"):
+            assert await who({"authorization": header}) is None, header
+        assert await who({"cookie": f"token={api.token}; authorization=Bearer {api.token}"}) is None
+        assert await who({"x-authorization": f"Bearer {api.token}"}) is None
+        assert await who(path=f"/graphql?token={api.token}&access_token={api.token}") is None
+        assert await who(extensions={"authorization": f"Bearer {api.token}"}) is None
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "UPDATE access_token SET revoked_at = now() WHERE name = 'test'",
+        "UPDATE access_token SET expires_at = now() WHERE name = 'test'",
+        "UPDATE app_user SET disabled_at = now() WHERE name = 'Mia'",
+        "DELETE FROM access_token WHERE name = 'test'",
+    ],
+)
+async def test_a_socket_whose_token_ends_may_nothing_more(end: str, database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        mia = await person(api)
+        uri = api.url.replace("http", "ws", 1) + "/graphql"
+        async with websockets.connect(uri, subprotocols=["graphql-transport-ws"], proxy=None) as socket:  # type: ignore[list-item]
+            await socket.send(
+                json.dumps({"type": "connection_init", "payload": {"authorization": f"Bearer {mia.token}"}})
+            )
+            assert json.loads(await socket.recv())["type"] == "connection_ack"
+
+            async def ask(number: int, document: str) -> dict[str, Any]:
+                body = {"id": str(number), "type": "subscribe", "payload": {"query": document}}
+                await socket.send(json.dumps(body))
+                heard = json.loads(await socket.recv())
+                assert heard["id"] == str(number)
+                assert json.loads(await socket.recv()) == {"id": str(number), "type": "complete"}
+                return heard["payload"]
+
+            fields = ["{ modelProviders { name } }", "{ bots { totalCount } }"]
+            for number, document in enumerate(fields):
+                assert "errors" not in await ask(number, document)
+            await DB.fetch(end)
+            refused = [
+                *fields,
+                "subscription { botStatus { kind } }",
+                *[f'mutation {{ botDelete(input: {{botId: "x"}}) {{ {ERRORS} }} }}'],
+            ]
+            for number, document in enumerate(refused, 10):
+                answer = await ask(number, document)
+                assert answer["data"] is None
+                assert [error["extensions"]["code"] for error in answer["errors"]] == [SIGN_IN], document
+            assert await ask(20, "{ viewer { name } }") == {"data": {"viewer": None}}
+        assert outcome(await mia.ask("{ bots { totalCount } }")) == SIGN_IN
