@@ -28,7 +28,7 @@ from app.gateway.process import Exit, Process
 from app.services import processes
 from app.services.processes import Wanted
 from app.services.recorder import LostRace
-from app.supervisor import launch, restarts
+from app.supervisor import exits, launch, restarts
 from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
@@ -37,16 +37,6 @@ log = structlog.get_logger()
 LOOK_INTERVAL = 30.0
 #: Seconds a health probe may take, and how many in a row may fail.
 PROBE_TIMEOUT, MISSES = 3.0, 3
-#: Lines of the gateway's last words that go into an error.
-TAIL_LINES = 5
-
-_WORDS = {
-    Reason.CRASHED: "the gateway ended unasked",
-    Reason.EXITED: "the gateway ended before it was ready",
-    Reason.LOST: "the gateway was gone when ClawNet came back, and left no word of how it ended",
-    Reason.HOST_RESTART: "the machine was restarted",
-    Reason.UNHEALTHY: f"the gateway did not answer {MISSES} probes in a row and was ended",
-}
 
 
 class Runner:
@@ -351,34 +341,12 @@ class Runner:
         if w.status is BotStatus.STOPPING or w.desired is not DesiredState.RUNNING:
             return await self._stopped(exit_)
         exit_ = await self._fit_to_show(w, exit_)
-        reason, sentence = self._classified(w, exit_, reason)
+        reason, sentence = exits.classify(w.status, exit_, reason)
         log.warning("gateway_ended", reason=reason, code=exit_.code, signal=exit_.signal)
         await self._close_run(w, exit_, reason, is_failure=True)
         await self._settle(w, reason, sentence, exit_)
         await self._forget(w)
         return 0.0
-
-    def _classified(self, w: Wanted, exit_: Exit, reason: Reason | None) -> tuple[Reason, str]:
-        if reason is None and exit_.rebooted:
-            reason = Reason.HOST_RESTART
-        if reason is None and exit_.lost:
-            reason = Reason.LOST
-        if reason is None and w.status is BotStatus.STARTING:
-            refused = home.refusal_in(list(exit_.tail))
-            if refused is not None:
-                return refused
-            reason = Reason.CONFIG_INVALID if exit_.code == 78 else Reason.EXITED
-        reason = reason or Reason.CRASHED
-        how = (
-            f" (signal {exit_.signal})"
-            if exit_.signal
-            else f" (exit code {exit_.code})"
-            if exit_.code is not None
-            else ""
-        )
-        tail = " | ".join(line.strip() for line in exit_.tail[-TAIL_LINES:] if line.strip())
-        said = f"; its last words: {tail}" if tail and reason in (Reason.EXITED, Reason.CONFIG_INVALID) else ""
-        return reason, _WORDS.get(reason, "OpenClaw refused the configuration") + how + said
 
     async def _failed(self, w: Wanted, failure: StartFailure) -> float:
         """A start that went wrong on our side, or took too long."""

@@ -90,11 +90,17 @@ def family(gateway: int) -> list[int]:
 
 def cpu_seconds(pids: list[int]) -> float:
     """Spent by these processes, and by children of theirs that have ended."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(int(field) for field in fields[11:15])
+    # The youngest first: who ends meanwhile is then counted with its parent.
+    ticks = sum(ticks_of(pid) for pid in reversed(pids))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def ticks_of(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(field) for field in fields[11:15])
 
 
 def say(line: str) -> None:

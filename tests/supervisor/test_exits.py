@@ -1,0 +1,38 @@
+"""Why a gateway ended, read from its exit."""
+
+import pytest
+
+from app.domain.states import BotStatus, Reason
+from app.gateway.process import Exit
+from app.supervisor.exits import classify
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_", "reason"),
+    [
+        (BotStatus.ACTIVE, Exit(signal="SIGKILL"), Reason.CRASHED),
+        (BotStatus.ACTIVE, Exit(code=0), Reason.CRASHED),
+        (BotStatus.ACTIVE, Exit(lost=True), Reason.LOST),
+        (BotStatus.STARTING, Exit(rebooted=True, lost=True), Reason.HOST_RESTART),
+        (BotStatus.STARTING, Exit(code=1), Reason.EXITED),
+        (BotStatus.STARTING, Exit(code=78), Reason.CONFIG_INVALID),
+        (BotStatus.STARTING, Exit(code=1, tail=("Error: listen EADDRINUSE 127.0.0.1:18789",)), Reason.PORT_IN_USE),
+    ],
+)
+def test_an_exit_is_read_by_what_the_bot_was(status: BotStatus, exit_: Exit, reason: Reason) -> None:
+    assert classify(status, exit_, None)[0] is reason
+
+
+def test_what_we_ended_ourselves_keeps_our_reason() -> None:
+    assert classify(BotStatus.ACTIVE, Exit(signal="SIGKILL"), Reason.UNHEALTHY)[0] is Reason.UNHEALTHY
+
+
+def test_the_sentence_says_how_it_ended() -> None:
+    assert classify(BotStatus.ACTIVE, Exit(signal="SIGKILL"), None)[1].endswith("(signal SIGKILL)")
+    assert "exit code 3" in classify(BotStatus.STARTING, Exit(code=3), None)[1]
+
+
+def test_what_an_active_bot_said_last_is_nobody_s_business() -> None:
+    said = classify(BotStatus.ACTIVE, Exit(code=1, tail=("a private word",)), None)[1]
+    assert "private" not in said
+    assert "a reason" in classify(BotStatus.STARTING, Exit(code=1, tail=("a reason",)), None)[1]
