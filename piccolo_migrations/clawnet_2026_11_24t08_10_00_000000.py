@@ -26,7 +26,10 @@ CHECKS = [
 
 #: Each statement with the one that takes it back.
 STATEMENTS = [
-    ("CREATE UNIQUE INDEX keyring_one_active ON keyring (state) WHERE state = 'active'", "DROP INDEX keyring_one_active"),
+    (
+        "CREATE UNIQUE INDEX keyring_one_active ON keyring (state) WHERE state = 'active'",
+        "DROP INDEX keyring_one_active",
+    ),
     ("CREATE UNIQUE INDEX app_user_email ON app_user (lower(email))", "DROP INDEX app_user_email"),
     ('CREATE INDEX access_token_user ON access_token ("user")', "DROP INDEX access_token_user"),
     ("CREATE UNIQUE INDEX bot_agent_id ON bot (agent_id)", "DROP INDEX bot_agent_id"),
@@ -78,10 +81,12 @@ def _checks() -> list[tuple[str, str]]:
     for table, column, words in CHECKS:
         name = f"{table}_{column}_word"
         allowed = ", ".join(f"'{word}'" for word in words)
-        made.append((
-            f"ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({column} IN ({allowed}))",
-            f"ALTER TABLE {table} DROP CONSTRAINT {name}",
-        ))
+        made.append(
+            (
+                f"ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({column} IN ({allowed}))",
+                f"ALTER TABLE {table} DROP CONSTRAINT {name}",
+            )
+        )
     return made
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def environ(folder: Path, database: dict[str, Any] | None, openclaw: Path | None
         "CLAWNET_DATA_DIR": str(folder / "data"),
         "CLAWNET_CACHE_DIR": str(folder / "cache"),
         "CLAWNET_PORT": "0",
+        # Runs of these tests side by side do not fight for one port.
+        "OPENCLAW_BASE_PORT": str(random.randrange(20_000, 26_000)),
         "CLAWNET_NODE": "test",
         "CLAWNET_BACKOFF_SCALE": "0.1",
         "CLAWNET_START_CACHE": "off",

@@ -30,6 +30,7 @@ _AWAY: tuple[type[BaseException], ...] = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # "not currently accepting connections"
     asyncpg.TooManyConnectionsError,
 )
 #: The server answers, and will not have us: only another setting helps.
@@ -344,6 +345,10 @@ class Engine(PostgresEngine):
         connection = await self.acquire()
         try:
             yield connection
+        except anyio.get_cancelled_exc_class():
+            # Nobody waits for the answer any more, and a database that hangs would hold up giving it back as well.
+            _drop(connection)
+            raise
         finally:
             await self.give_back(connection)
 

@@ -51,12 +51,14 @@ class Subscription:
         async with aclosing(_follow(info.context, joined, after)) as items:
             async for item in items:
                 if isinstance(item, rooms.Said):
-                    row = await service.get(viewer, UUID(item.event.payload["botId"]))
+                    row = await _now(viewer, service, UUID(item.event.payload["botId"]))
                     yield BotStatusEvent.from_event(item, row, viewer)
                     continue
-                for kind, named in ((BotEventKind.CURRENT, item.current), (BotEventKind.RESYNC, item.resynced)):
-                    for row in await _bots_in(viewer, service, named):
-                        yield BotStatusEvent.present(item.cursor, kind, row, viewer, item.dropped)
+                kinds = ((BotEventKind.CURRENT, item.current), (BotEventKind.RESYNC, item.resynced))
+                present = [(kind, row) for kind, named in kinds for row in await _bots_in(viewer, service, named)]
+                for number, (kind, row) in enumerate(present, 1):
+                    cursor = item.cursor if number == len(present) else item.before
+                    yield BotStatusEvent.present(cursor, kind, row, viewer, item.dropped)
 
     @subscription(
         Rule.BY_ROOM,
@@ -77,10 +79,15 @@ class Subscription:
                 if isinstance(item, rooms.Said):
                     yield RoomMessage.from_event(item)
                     continue
-                for event, named in (("room:current", item.current), ("room:resync", item.resynced)):
-                    for name in named:
-                        data = await _present(viewer, service, name)
-                        yield RoomMessage.present(item.cursor, name, event, data)
+                kinds = (("room:current", item.current), ("room:resync", item.resynced))
+                present = [(event, name) for event, named in kinds for name in named]
+                for number, (event, name) in enumerate(present, 1):
+                    cursor = item.cursor if number == len(present) else item.before
+                    yield RoomMessage.present(cursor, name, event, await _present(viewer, service, name))
+
+
+async def _now(viewer: Viewer, service: Bots, bot_id: UUID) -> Bot | None:
+    return await rooms.patiently(lambda: service.get(viewer, bot_id))
 
 
 async def _follow(
@@ -101,12 +108,11 @@ async def _rooms_of(viewer: Viewer, service: Bots, bot_ids: list[strawberry.ID] 
         return [names.FLEET_ALL if viewer.sees_all else names.fleet_user(viewer.user_id)]
     if len(bot_ids) > MAX_ROOMS:
         raise BadInput(f"`botIds` names {len(bot_ids)} bots; at most {MAX_ROOMS} are allowed")
-    parsed = [node.parse(identity) for identity in dict.fromkeys(bot_ids)]
-    ids = [item[1] for item in parsed if item and item[0] == "Bot"]
-    found = await service.by_ids(viewer, ids)
-    if not ids or len(ids) < len(parsed) or len(found) < len(ids):
+    parsed = [node.parse(identity) for identity in bot_ids]
+    joined = [names.bot_status(item[1]) for item in parsed if item and item[0] == "Bot"]
+    if not joined or len(joined) < len(parsed) or await _closed(viewer, service, joined):
         raise Missing("there is no such bot")
-    return [names.bot_status(identity) for identity in ids]
+    return list(dict.fromkeys(joined))
 
 
 async def _bots_in(viewer: Viewer, service: Bots, joined: tuple[str, ...]) -> list[Bot]:
@@ -114,6 +120,8 @@ async def _bots_in(viewer: Viewer, service: Bots, joined: tuple[str, ...]) -> li
     parsed = [room for name in joined if (room := names.parse(name))]
     ids = [room.subject for room in parsed if room.kind == "bot" and room.subject]
     found = list((await service.by_ids(viewer, ids)).values()) if ids else []
+    if len(found) < len(ids):
+        raise Missing("there is no such bot")  # It is deleted: there is a past to go on with, and no present.
     if len(ids) == len(parsed):
         return found
     after: str | None = None
@@ -129,13 +137,21 @@ async def _check_names(viewer: Viewer, service: Bots, wanted: list[str]) -> None
     """Each room must be one the viewer may listen in; a foreign one looks exactly like a missing one."""
     if not 1 <= len(wanted) <= MAX_ROOMS:
         raise BadInput(f"`names` must hold 1 to {MAX_ROOMS} names")
+    for name in await _closed(viewer, service, wanted):
+        raise Missing(f"there is no room {name[: names.MAX_NAME]!r}")
+
+
+async def _closed(viewer: Viewer, service: Bots, wanted: list[str]) -> list[str]:
+    """Those of the rooms that the viewer may not listen in."""
     parsed = {name: names.parse(name) for name in wanted}
     ids = [room.subject for room in parsed.values() if room and room.kind == "bot" and room.subject]
     visible = await service.by_ids(viewer, ids) if ids else {}
     heads = await rooms.heads(name for name, room in parsed.items() if room)
-    for name, room in parsed.items():
-        if room is None or not _may_listen(viewer, room, room.subject in visible, heads.get(name)):
-            raise Missing(f"there is no room {name[: names.MAX_NAME]!r}")
+    return [
+        name
+        for name, room in parsed.items()
+        if room is None or not _may_listen(viewer, room, room.subject in visible, heads.get(name))
+    ]
 
 
 def _may_listen(viewer: Viewer, room: names.RoomName, is_visible: bool, head: rooms.Head | None) -> bool:

@@ -8,10 +8,10 @@ import base64
 import binascii
 import secrets
 import struct
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from app.db.engine import DB
-from app.domain.errors import BadInput, ClawNetError
+from app.domain.errors import BadInput, ClawNetError, Unavailable
 from app.domain.events import RoomEvent
 from app.domain.ports import WakeRooms
 from app.pubsub.hub import Hub
@@ -35,6 +35,8 @@ KEPT_EVENTS = 10_000
 KEPT_TIME = timedelta(days=7)
 #: Seconds between two rounds of forgetting.
 PRUNE_INTERVAL = 600.0
+
+T = TypeVar("T")
 
 _PLACE = struct.Struct(">IIQ")
 
@@ -55,12 +57,14 @@ class Head:
 class Present:
     """How things stand now: a listener gets this first, and again where it missed something.
 
-    `current` are rooms it enters anew, `resynced` those whose past it asked for and cannot have any more.
+    `current` are rooms it enters anew, `resynced` those whose past it asked for and cannot have any more. `before`
+    leaves these rooms out: who got only part of the present gets all of it again from there.
     """
 
     current: tuple[str, ...]
     resynced: tuple[str, ...]
     cursor: str
+    before: str = ""
     dropped: int = 0
 
 
@@ -78,8 +82,9 @@ class Positions:
 
     places: dict[str, Head] = field(default_factory=dict[str, Head])
 
-    def cursor(self) -> str:
-        packed = b"".join(_PLACE.pack(p.room_id, p.epoch, p.seq) for p in self.places.values())
+    def cursor(self, without: Collection[str] = ()) -> str:
+        places = [place for name, place in self.places.items() if name not in without]
+        packed = b"".join(_PLACE.pack(p.room_id, p.epoch, p.seq) for p in places)
         return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
     def advance(self, name: str, seq: int) -> None:
@@ -151,17 +156,27 @@ async def follow(hub: Hub, names: Sequence[str], after: str | None) -> AsyncGene
             found = await heads(names)
         positions, fresh, lost = _start(found, known)
         if fresh or lost:
-            yield Present(tuple(fresh), tuple(lost), positions.cursor())
+            yield Present(tuple(fresh), tuple(lost), positions.cursor(), positions.cursor({*fresh, *lost}))
         while True:
-            events = await _read(positions)
+            events = await patiently(lambda: _read(positions))
             for event in events:
                 expected = positions.places[event.room].seq + 1
                 positions.advance(event.room, event.seq)
                 if event.seq != expected:
-                    yield Present((), (event.room,), positions.cursor(), event.seq - expected)
+                    before = positions.cursor({event.room})
+                    yield Present((), (event.room,), positions.cursor(), before, event.seq - expected)
                 yield Said(event, positions.cursor())
             if len(events) < PAGE:
                 await listener.wait()
+
+
+async def patiently(read: Callable[[], Awaitable[T]]) -> T:
+    """What a listener reads, however long the database is away: it has promised to miss nothing."""
+    while True:
+        try:
+            return await read()
+        except Unavailable:
+            await anyio.sleep(POLL_INTERVAL)
 
 
 def _start(found: dict[str, Head], known: dict[int, tuple[int, int]]) -> tuple[Positions, list[str], list[str]]:

@@ -17,7 +17,6 @@ import structlog
 from app.domain.errors import (
     AlreadyRunning,
     ClawNetError,
-    ConfigInvalid,
     SpawnFailed,
     StartFailure,
     StartTimeout,
@@ -211,6 +210,12 @@ class Runner:
             self._failure = SpawnFailed(f"the bot's home cannot be prepared: {error.strerror or error}")
         except LostRace:
             log.warning("start_overtaken")
+        except ClawNetError as error:
+            self._failure = SpawnFailed(f"the start was cut short: {error}")
+        except Exception:
+            # A bug of ours ends this start, by the policy like any other, and never the bot's whole life.
+            log.exception("start_broke")
+            self._failure = SpawnFailed("the start broke inside ClawNet; the server's log has the details")
         finally:
             self._launching = None
             self.ring()
@@ -350,7 +355,6 @@ class Runner:
 
     async def _failed(self, w: Wanted, failure: StartFailure) -> float:
         """A start that went wrong on our side, or took too long."""
-        self._failure = None
         exit_ = Exit()
         if self._gateway is not None:
             exit_ = await self._fit_to_show(w, await self._gateway.terminate(0.0))
@@ -358,15 +362,16 @@ class Runner:
         if isinstance(failure, AlreadyRunning):
             await self._end_strays()
         if w.desired is not DesiredState.RUNNING:
+            self._failure = None
             return await self._stopped(exit_)
         log.warning("start_failed", reason=failure.reason, error=str(failure))
         await self._close_run(w, exit_, failure.reason, is_failure=True)
-        # A refused revision is not tried again until there is another one.
-        if isinstance(failure, ConfigInvalid):
-            await processes.note(self.bot_id, config_revision=w.revision)
+        # This revision was tried; another one would be a reason to start at once, this one waits for its turn.
+        await processes.note(self.bot_id, config_revision=w.revision)
         is_silent = isinstance(failure, StartTimeout) and bool(exit_.tail)
         sentence = f"{failure} ({exit_.tail[-1].strip()})" if is_silent else str(failure)
         await self._settle(w, failure.reason, sentence, exit_)
+        self._failure = None
         return 0.0
 
     async def _end_strays(self) -> None:

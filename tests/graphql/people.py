@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import anyio
+import websockets
 
 from app.domain.states import TokenScope, UserRole
 from app.services import accounts
-from tests.harness import Api, environ, running_server
+from tests.harness import PATIENCE, Api, environ, running_server
 from tests.journeys import documents as docs
 
 ALL = frozenset(TokenScope)
@@ -57,3 +60,35 @@ async def provider(api: Api, name: str, **more: Any) -> dict[str, Any]:
 def code(payload: dict[str, Any]) -> str | None:
     """Why a mutation was refused; None where it was not."""
     return payload["userErrors"][0]["code"] if payload["userErrors"] else None
+
+
+@asynccontextmanager
+async def opened(api: Caller) -> AsyncGenerator[Any]:
+    """A socket that has said who it is."""
+    uri, protocol = api.url.replace("http", "ws", 1) + "/graphql", cast("Any", "graphql-transport-ws")
+    async with websockets.connect(uri, subprotocols=[protocol], proxy=None) as socket:
+        payload = {"authorization": f"Bearer {api.token}"} if api.token else {}
+        await socket.send(json.dumps({"type": "connection_init", "payload": payload}))
+        yield socket
+
+
+async def heard(socket: Any) -> dict[str, Any]:
+    """The next message. Raises `ConnectionClosed`."""
+    with anyio.fail_after(PATIENCE):
+        return json.loads(await socket.recv())
+
+
+def answered(message: dict[str, Any]) -> dict[str, Any]:
+    """What a message says, in the shape that HTTP would give it; what never ran comes as an `error`."""
+    return {"data": None, "errors": message["payload"]} if message["type"] == "error" else message["payload"]
+
+
+async def first(api: Caller, document: str, **variables: Any) -> dict[str, Any]:
+    """The first answer over a socket; one that is closed instead answers with its code."""
+    async with opened(api) as socket:
+        with suppress(websockets.ConnectionClosed):
+            assert await heard(socket) == {"type": "connection_ack"}
+            body = {"query": document, "variables": variables}
+            await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": body}))
+            return answered(await heard(socket))
+        return {"errors": [{"extensions": {"code": str(socket.close_code)}}]}

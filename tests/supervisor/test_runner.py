@@ -243,6 +243,29 @@ async def test_openclaw_missing_is_an_error_that_says_what_to_do(database: dict[
         assert (await start(api, bot))["bot"]["status"] == "ACTIVE"
 
 
+@pytest.mark.parametrize("obstacle", ["openclaw", "home"])
+async def test_a_start_that_fails_at_once_waits_like_any_other(
+    obstacle: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    policy = {"restartPolicy": {"mode": "ALWAYS", "backoffSeconds": 300}}
+    async with one_bot(tmp_path, database, bot=policy) as (api, bot, wrapper):
+        if obstacle == "openclaw":
+            wrapper.rename(wrapper.with_name("moved"))
+        else:
+            homes = tmp_path / "data" / "openclaw" / "bots"
+            homes.mkdir(parents=True, exist_ok=True)
+            (homes / "hana").write_text("a file where the home should be")
+        failed = await start(api, bot)
+        assert failed["bot"]["status"] == ("ERROR" if obstacle == "openclaw" else "BACKOFF")
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            assert (await anext(heard))["kind"] == "CURRENT"
+            await stop(api, bot)
+            await heard.until(lambda e: e["kind"] == "STOPPED")
+        # One try, told in the bot's room and in the fleet's two; never a storm.
+        row = await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'STARTING'")
+        assert row == {"n": 3}
+
+
 async def test_a_row_that_claims_more_than_the_processes_show_is_repaired(
     database: dict[str, Any], tmp_path: Path
 ) -> None:
