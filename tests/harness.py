@@ -175,6 +175,8 @@ async def running_server(wanted: dict[str, str], token: str | None = None) -> As
                 await api.http.aclose()
                 served.should_exit = True
                 await task
+                # Also after a failed test: its bots would outlive it.
+                await up.supervisor.stop(5.0)
 
 
 @dataclass

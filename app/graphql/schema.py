@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import strawberry
 import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
+from strawberry.exceptions import MissingQueryError
 from strawberry.extensions import MaxTokensLimiter, SchemaExtension
 from strawberry.printer import print_schema
 from strawberry.schema.config import StrawberryConfig
@@ -33,6 +34,9 @@ INTERNAL = "Something went wrong on the server; the request id finds it in its l
 _QUOTED = re.compile(
     r"(?:[,;.]? (?:found: |but encountered error )|(?<!invalid value)(?<=value): ).*", re.DOTALL | re.IGNORECASE
 )
+
+
+_NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 
 
 class NeedsStream(SchemaExtension):
@@ -71,7 +75,7 @@ def _code(error: GraphQLError) -> str:
         return original.code if original.code == "NOT_FOUND" else "BAD_USER_INPUT"
     if isinstance(original, ValueError) and error.nodes and error.path is None:
         return "BAD_USER_INPUT"  # a literal that no number can hold, found before anything ran
-    if original is not None and not isinstance(original, CannotGetOperationTypeError | InvalidOperationTypeError):
+    if original is not None and not isinstance(original, _NO_OPERATION):
         return "INTERNAL"
     if isinstance(error, GraphQLSyntaxError) and f"more than {MAX_TOKENS} tokens" in error.message:
         return "QUERY_TOO_COMPLEX"

@@ -1,5 +1,7 @@
-"""Who speaks to the API in these tests, and what of theirs is spoken about."""
+"""Who speaks to the API in these tests, through which door, and with what in hand."""
 
+import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +19,10 @@ from tests.journeys import documents as docs
 ALL = frozenset(TokenScope)
 
 ERRORS = "userErrors { code message field }"
+#: A key that must be seen nowhere.
+CANARY = "sk-canary-0123456789"
+#: What PostgreSQL or a reader of logs would choke on.
+UNKEEPABLE = ["a\0b", "\ud800", "a\x07b", "a\x1b[31m", "a\x7f", "a\x9bb", "a\x85b"]
 
 
 class Caller(Api):
@@ -92,3 +98,26 @@ async def first(api: Caller, document: str, **variables: Any) -> dict[str, Any]:
             await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": body}))
             return answered(await heard(socket))
         return {"errors": [{"extensions": {"code": str(socket.close_code)}}]}
+
+
+def global_id(type_name: str, key: str) -> str:
+    return base64.b64encode(f"{type_name}:{key}".encode()).decode()
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+async def refusals(api: Caller, document: str, cases: list[tuple[dict[str, Any], str, list[str]]]) -> list[Any]:
+    """The cases that were not refused with their code and field."""
+    wrong: list[Any] = []
+    answers = await asyncio.gather(*[api.ask(document, input=given) for given, _, _ in cases])
+    for (given, wanted, field), answer in zip(cases, answers, strict=True):
+        (payload,) = answer["data"].values() if answer.get("data") else [None]
+        found = payload and [(error["code"], error["field"]) for error in payload["userErrors"]]
+        if found != [(wanted, field)]:
+            wrong.append((repr(given)[:120], found, answer.get("errors")))
+    return wrong

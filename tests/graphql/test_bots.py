@@ -10,16 +10,24 @@ from typing import Any
 import anyio
 
 from app.db.engine import DB
+from app.services import words
 from tests import fake_openclaw
-from tests.graphql.people import ERRORS, code, house, person, provider
-from tests.harness import PATIENCE, Api
+from tests.graphql.people import (
+    CANARY,
+    ERRORS,
+    UNKEEPABLE,
+    Caller,
+    code,
+    global_id,
+    house,
+    nested,
+    person,
+    provider,
+    refusals,
+)
+from tests.harness import PATIENCE
 from tests.journeys import documents as docs
 from tests.journeys import story
-
-#: A key that must be seen nowhere.
-CANARY = "sk-canary-0123456789"
-#: What PostgreSQL or a reader of logs would choke on.
-UNKEEPABLE = ["a\0b", "\ud800", "a\x07b", "a\x1b[31m", "a\x7f", "a\x9bb", "a\x85b"]
 
 CREATE = f"""mutation($input: BotCreateInput!) {{
   botCreate(input: $input) {{
@@ -50,29 +58,6 @@ PAGE = """query($filter: BotFilter, $orderBy: BotOrder, $first: Int, $after: Str
 }"""
 
 
-def global_id(type_name: str, key: str) -> str:
-    return base64.b64encode(f"{type_name}:{key}".encode()).decode()
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
-async def refusals(api: Api, document: str, cases: list[tuple[dict[str, Any], str, list[str]]]) -> list[Any]:
-    """The cases that were not refused with their code and field."""
-    wrong: list[Any] = []
-    answers = await asyncio.gather(*[api.ask(document, input=given) for given, _, _ in cases])
-    for (given, wanted, field), answer in zip(cases, answers, strict=True):
-        (payload,) = answer["data"].values() if answer.get("data") else [None]
-        found = payload and [(error["code"], error["field"]) for error in payload["userErrors"]]
-        if found != [(wanted, field)]:
-            wrong.append((repr(given)[:120], found, answer.get("errors")))
-    return wrong
-
-
 async def test_each_mistake_in_a_new_bot_is_named_and_nothing_is_made(database: dict[str, Any], tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str, list[str]]] = [
         *[({"name": name}, "INVALID", ["name"]) for name in [*UNKEEPABLE, "a\nb", "a\rb", "a\u2028b"]],
@@ -85,7 +70,7 @@ async def test_each_mistake_in_a_new_bot_is_named_and_nothing_is_made(database: 
         *[({"description": text}, "INVALID", ["description"]) for text in UNKEEPABLE],
         ({"description": "x" * 2_001}, "TOO_LONG", ["description"]),
         *[({"systemPrompt": text}, "INVALID", ["systemPrompt"]) for text in UNKEEPABLE],
-        ({"systemPrompt": "x" * 100_001}, "TOO_LONG", ["systemPrompt"]),
+        ({"systemPrompt": "x" * (words.MAX_PROMPT + 1)}, "TOO_LONG", ["systemPrompt"]),
         ({"tags": ["a\0"]}, "INVALID", ["tags"]),
         ({"tags": ["ok", " "]}, "BLANK", ["tags"]),
         ({"tags": ["x" * 51]}, "TOO_LONG", ["tags"]),
@@ -108,7 +93,7 @@ async def test_what_is_just_within_the_limits_is_kept_as_it_was_typed(database: 
             "name": "🤖" * 100,
             "model": "local/meta/llama-3:70b",
             "description": "two\nlines\tand a tab, " + "é" * 1_900,
-            "systemPrompt": "Du bist Hana. " * 7_000,
+            "systemPrompt": "é\n" * (words.MAX_PROMPT // 2),
             "tags": [f"{n}" * 25 for n in range(10, 30)],
         }
         made = await api.run(CREATE, input=given | {"name": f"  {given['name'][:98]}"})
@@ -148,7 +133,7 @@ async def test_an_agent_id_in_use_is_taken_and_one_from_the_name_gets_the_next_f
     async with house(database, tmp_path) as api:
         mia = await person(api)
 
-        async def make(who: Api, **given: Any) -> dict[str, Any]:
+        async def make(who: Caller, **given: Any) -> dict[str, Any]:
             return await who.run(CREATE, input={"name": "Hana Ito!", "model": "local/echo", **given})
 
         assert (await make(api))["bot"]["agentId"] == "hana-ito"
@@ -424,7 +409,7 @@ async def test_a_restart_policy_has_bounds(database: dict[str, Any], tmp_path: P
             assert answer["errors"][0]["extensions"]["code"] == "BAD_USER_INPUT"
 
 
-async def _pages(api: Api, size: int, *, forward: bool, **given: Any) -> list[str]:
+async def _pages(api: Caller, size: int, *, forward: bool, **given: Any) -> list[str]:
     """Names on all pages, walked by cursor; each page keeps its promises."""
     found: list[str] = []
     cursor = None
@@ -471,7 +456,7 @@ async def test_pages_walk_the_whole_list_in_any_order_and_either_way(database: d
             expected = sorted(
                 everything, key=lambda name, key=key: (key(rows[name]), rows[name]["id"]), reverse=direction == "DESC"
             )
-            ways = list(itertools.product((2, 5), (True, False)))
+            ways = list(itertools.product((4, 13), (True, False)))
             walks = await asyncio.gather(*[_pages(api, size, forward=way, orderBy=order) for size, way in ways])
             assert walks == [expected] * len(ways), order
         assert await _pages(mia, 2, forward=True) == everything[::3]
@@ -521,11 +506,11 @@ async def test_a_page_that_cannot_be_is_refused_and_never_breaks_the_server(
 ) -> None:
     key = "0" * 32
     garbage = [
-        "", "x", "=", "\0", "\ud800", "é", "%00", "' OR 1=1 --", "A" * 100_000, _cursor(b"\xff\xfe"), _cursor(1),
+        "", "x", "=", "\0", "\ud800", "é", "%00", "' OR 1=1 --", "A" * 10_000, _cursor(b"\xff\xfe"), _cursor(1),
         _cursor(None),
         _cursor([]), _cursor([1, 2]), _cursor(["x", key, "y"]), _cursor({"a": 1, "b": 2}), _cursor([None, key]),
         _cursor(["x", "y"]), _cursor(["\0", key]), _cursor(["\ud800", key]), _cursor([["x"], key]),
-        _cursor(b"[" * 100_000),
+        _cursor(b"[" * 10_000),
         _cursor(b"[" + b"9" * 5_000 + b', "x"]'), _cursor(["x", 5]), _cursor("ab"), _cursor(["", None]),
     ]  # fmt: skip
     no_times = ["x", "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-13-01", "now"]

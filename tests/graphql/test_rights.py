@@ -10,8 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from app.db.engine import DB
 from app.domain.ids import new_id
 from app.domain.states import TokenKind, TokenScope, UserRole
@@ -351,42 +349,42 @@ async def test_a_token_is_taken_from_its_header_and_nowhere_else(database: dict[
         assert await who(extensions={"authorization": f"Bearer {api.token}"}) is None
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        "UPDATE access_token SET revoked_at = now() WHERE name = 'test'",
-        "UPDATE access_token SET expires_at = now() WHERE name = 'test'",
-        "UPDATE app_user SET disabled_at = now() WHERE name = 'Mia'",
-        "DELETE FROM access_token WHERE name = 'test'",
-    ],
-)
-async def test_a_socket_whose_token_ends_may_nothing_more(end: str, database: dict[str, Any], tmp_path: Path) -> None:
+ENDS = [
+    "UPDATE access_token SET revoked_at = now() WHERE",
+    "UPDATE access_token SET expires_at = now() WHERE",
+    "DELETE FROM access_token WHERE",
+    "UPDATE app_user SET disabled_at = now() FROM access_token WHERE app_user.id = access_token.user AND",
+]
+
+
+async def test_a_socket_whose_token_ends_may_nothing_more(database: dict[str, Any], tmp_path: Path) -> None:
+    fields = ["{ modelProviders { name } }", "{ bots { totalCount } }"]
+    closed = [
+        *fields,
+        "subscription { botStatus { kind } }",
+        f'mutation {{ botDelete(input: {{botId: "x"}}) {{ {ERRORS} }} }}',
+    ]
+
+    async def ask(socket: Any, number: int, document: str) -> dict[str, Any]:
+        await socket.send(json.dumps({"id": str(number), "type": "subscribe", "payload": {"query": document}}))
+        answer = await heard(socket)
+        assert answer["id"] == str(number)
+        if answer["type"] != "error":
+            assert await heard(socket) == {"id": str(number), "type": "complete"}
+        return answered(answer)
+
     async with house(database, tmp_path) as api:
-        mia = await person(api)
-        async with opened(mia) as socket:
-            assert await heard(socket) == {"type": "connection_ack"}
-
-            async def ask(number: int, document: str) -> dict[str, Any]:
-                body = {"id": str(number), "type": "subscribe", "payload": {"query": document}}
-                await socket.send(json.dumps(body))
-                answer = await heard(socket)
-                assert answer["id"] == str(number)
-                if answer["type"] != "error":
-                    assert await heard(socket) == {"id": str(number), "type": "complete"}
-                return answered(answer)
-
-            fields = ["{ modelProviders { name } }", "{ bots { totalCount } }"]
-            for number, document in enumerate(fields):
-                assert "errors" not in await ask(number, document)
-            await DB.fetch(end)
-            refused = [
-                *fields,
-                "subscription { botStatus { kind } }",
-                *[f'mutation {{ botDelete(input: {{botId: "x"}}) {{ {ERRORS} }} }}'],
-            ]
-            for number, document in enumerate(refused, 10):
-                answer = await ask(number, document)
-                assert answer["data"] is None
-                assert [error["extensions"]["code"] for error in answer["errors"]] == [SIGN_IN], document
-            assert await ask(20, "{ viewer { name } }") == {"data": {"viewer": None}}
-        assert outcome(await mia.ask("{ bots { totalCount } }")) == SIGN_IN
+        for end in ENDS:
+            mia = await person(api)
+            async with opened(mia) as socket:
+                assert await heard(socket) == {"type": "connection_ack"}
+                for number, document in enumerate(fields):
+                    assert "errors" not in await ask(socket, number, document)
+                assert mia.token is not None
+                await DB.fetch(f"{end} access_token.id = $1", mia.token[5:17])
+                for number, document in enumerate(closed, 10):
+                    answer = await ask(socket, number, document)
+                    assert answer["data"] is None
+                    assert [error["extensions"]["code"] for error in answer["errors"]] == [SIGN_IN], (end, document)
+                assert await ask(socket, 20, "{ viewer { name } }") == {"data": {"viewer": None}}
+            assert outcome(await mia.ask("{ bots { totalCount } }")) == SIGN_IN

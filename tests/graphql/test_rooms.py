@@ -236,8 +236,8 @@ async def test_a_room_one_may_not_enter_looks_exactly_like_one_that_is_not_there
             assert await answer(foreign) == await answer(nothing) == wanted
         hostile = [
             "", " ", f"bot:{key}", f"bot:{key}:status ", f"BOT:{key}:status", f"bot:{key.upper()}:status",
-            f"bot:{key}:logs", f"bot:{bot['id']}:status", f"bot:{{{key}}}:status", "bot:*:status", "bot:%:status", "fleet:*", "%",
-            user, f"bot:{key}:status\n", f"notifications:user:{admin}:status", "' OR 1=1 --",
+            f"bot:{key}:logs", f"bot:{bot['id']}:status", f"bot:{{{key}}}:status", "bot:*:status", "bot:%:status",
+            "fleet:*", "%", user, f"bot:{key}:status\n", f"notifications:user:{admin}:status", "' OR 1=1 --",
         ]  # fmt: skip
         for name in [*hostile, "\0", "\ud800", "x" * 20_000]:
             assert (await first(mia, docs.ROOM, names=[name]))["errors"][0]["extensions"]["code"] == "NOT_FOUND"
