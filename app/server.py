@@ -74,4 +74,6 @@ def bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.clawnet_host else socket.AF_INET
     listener = socket.create_server((settings.clawnet_host, settings.clawnet_port), family=family, backlog=2048)
     listener.setblocking(False)
+    # asyncio sets this only for sockets that name their protocol; without it every response waits for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

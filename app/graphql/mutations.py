@@ -189,11 +189,10 @@ def _reply(answer: Answer) -> TranscriptMessage:
 def _checked_key(key: str) -> str:
     if not key.strip():
         raise Blank("apiKey is empty; null removes the one that is kept", "apiKey")
+    if key.startswith("!"):
+        raise Invalid("apiKey cannot begin with an exclamation mark: OpenClaw would run it as a command", "apiKey")
     if len(key) > MAX_API_KEY or not key.isascii() or not key.isprintable():
         raise Invalid(f"apiKey must be at most {MAX_API_KEY} printable ASCII characters", "apiKey")
-    # OpenClaw would run it as a shell command.
-    if key.startswith("!"):
-        raise Invalid("apiKey must not begin with `!`", "apiKey")
     return key
 
 

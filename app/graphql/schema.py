@@ -32,9 +32,10 @@ INTERNAL = "Something went wrong on the server; the request id finds it in its l
 
 # graphql-core quotes the value it refuses, and an input can hold an API key.
 _QUOTED = re.compile(
-    r"(?:[,;.]? (?:found: |but encountered error )|(?<!invalid value)(?<=value): ).*", re.DOTALL | re.IGNORECASE
+    r"(?:[,;.]? (?:found: |but encountered error )|, found (?:Block)?String |(?<!invalid value)(?<=value): ).*"
+    r"|(?<=Value) '.*'(?= does not exist)",
+    re.DOTALL | re.IGNORECASE,
 )
-
 
 _NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 

@@ -17,7 +17,7 @@ from app.graphql.permissions import Rule, subscription
 from app.graphql.types import node
 from app.graphql.types.room import BotStatusEvent, RoomMessage, bot_data
 from app.pubsub.hub import HubClosed
-from app.services import notifications, rooms
+from app.services import accounts, notifications, rooms
 from app.services.bots import Bot, Bots, Query
 
 #: Rooms one subscription may join.
@@ -144,13 +144,16 @@ async def _check_names(viewer: Viewer, service: Bots, wanted: list[str]) -> None
 async def _closed(viewer: Viewer, service: Bots, wanted: list[str]) -> list[str]:
     """Those of the rooms that the viewer may not listen in."""
     parsed = {name: names.parse(name) for name in wanted}
-    ids = [room.subject for room in parsed.values() if room and room.kind == "bot" and room.subject]
-    visible = await service.by_ids(viewer, ids) if ids else {}
+    subjects = {
+        kind: [room.subject for room in parsed.values() if room and room.kind == kind and room.subject]
+        for kind in ("bot", "fleet:user")
+    }
+    there = {*await service.by_ids(viewer, subjects["bot"]), *await accounts.users(subjects["fleet:user"])}
     heads = await rooms.heads(name for name, room in parsed.items() if room)
     return [
         name
         for name, room in parsed.items()
-        if room is None or not _may_listen(viewer, room, room.subject in visible, heads.get(name))
+        if room is None or not _may_listen(viewer, room, room.subject in there, heads.get(name))
     ]
 
 
@@ -159,7 +162,8 @@ def _may_listen(viewer: Viewer, room: names.RoomName, is_visible: bool, head: ro
         case "fleet:all":
             return viewer.sees_all and viewer.may(TokenScope.FLEET_READ)
         case "fleet:user":
-            return viewer.may(TokenScope.FLEET_READ) and (viewer.sees_all or room.subject == viewer.user_id)
+            is_open = room.subject == viewer.user_id or (viewer.sees_all and is_visible)
+            return is_open and viewer.may(TokenScope.FLEET_READ)
         case "bot":
             # A deleted bot's room can be heard until it is forgotten: its owner stands on the room.
             was_own = head is not None and head.owner is not None and (viewer.sees_all or head.owner == viewer.user_id)

@@ -205,7 +205,8 @@ class Bots:
             raise Invalid("configOverrides must be a JSON object", "configOverrides")
         text = words.json_text(value, "configOverrides")
         for path, why in self._refused(json.loads(text)):
-            raise Invalid(f"{path} cannot be overridden: {why}", "configOverrides", *path.split("."))
+            what = f"{path} cannot be overridden" if path else "configOverrides cannot be taken"
+            raise Invalid(f"{what}: {why}", "configOverrides", *filter(None, path.split(".")))
         return text
 
     async def update(self, viewer: Viewer, bot_id: UUID, changes: dict[str, Any], expected: int | None) -> Bot:
@@ -307,7 +308,7 @@ class Bots:
         """The bot's row, locked, if the viewer may change it; a foreign bot looks like a missing one."""
         row = await DB.fetch_one(
             "SELECT owner, generation, desired, config_revision FROM bot "
-            "WHERE id = $1 AND desired <> 'DELETED' AND ($2 OR owner = $3) FOR UPDATE",
+            "WHERE id = $1 AND desired <> 'DELETED' AND ($2 OR owner = $3) FOR NO KEY UPDATE",
             bot_id, viewer.writes_all, viewer.user_id,
         )  # fmt: skip
         if row is None:

@@ -89,12 +89,16 @@ async def for_owner(owner: UUID, name: str) -> ModelProvider | None:
 
 
 async def require(owner: UUID, model: str) -> str:
-    """The model as it is kept. Refuses one whose provider this owner does not have."""
+    """The model as it is kept. Refuses one whose provider this owner does not have.
+
+    Inside the caller's transaction the provider can neither be deleted nor renamed until that ends.
+    """
     model = words.line(model, "model", words.MAX_MODEL)
     provider, slash, name = model.partition("/")
     if not slash or not provider or not name:
         raise Invalid("model must read `provider/model`, for example `openai/gpt-5`", "model")
-    if await for_owner(owner, provider) is None:
+    held = "SELECT id FROM model_provider WHERE name = $1 AND (owner = $2 OR owner IS NULL) FOR KEY SHARE"
+    if not await DB.fetch(held, provider, owner):
         raise Invalid(f"there is no model provider {provider!r}; make it with modelProviderSave first", "model")
     return model
 
@@ -159,7 +163,7 @@ def _is_http(address: str) -> bool:
 
 
 async def _lock(viewer: Viewer, identity: UUID) -> ModelProvider:
-    row = await DB.fetch_one(f"SELECT {_COLUMNS} FROM model_provider WHERE id = $1 FOR UPDATE", identity)
+    row = await DB.fetch_one(f"SELECT {_COLUMNS} FROM model_provider WHERE id = $1 FOR NO KEY UPDATE", identity)
     is_visible = row is not None and (row["owner"] is None or row["owner"] == viewer.user_id or viewer.sees_all)
     if row is None or not is_visible:
         raise NotFound("there is no such model provider", "id")
@@ -188,6 +192,8 @@ async def delete(viewer: Viewer, identity: UUID) -> UUID:
 async def _refuse_while_used(old: ModelProvider, name: str | None, owner: UUID | None) -> None:
     if name == old.name and (owner == old.owner or owner is None):
         return
+    # Waits for bots that are just coming to it (`require`), so that the count is right.
+    await DB.fetch("SELECT id FROM model_provider WHERE id = $1 FOR UPDATE", old.id)
     row = await DB.fetch_one(
         "SELECT count(*) AS n, min(agent_id) AS first FROM bot b WHERE desired <> 'DELETED' "
         "AND split_part(model, '/', 1) = $1 AND ($2::uuid IS NULL OR b.owner = $2)",

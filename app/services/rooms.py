@@ -154,7 +154,7 @@ async def follow(hub: Hub, names: Sequence[str], after: str | None) -> AsyncGene
         if len(found) < len(set(names)):
             await ensure(set(names) - found.keys())
             found = await heads(names)
-        positions, fresh, lost = _start(found, known)
+        positions, fresh, lost = _start([found[name] for name in dict.fromkeys(names)], known)
         if fresh or lost:
             yield Present(tuple(fresh), tuple(lost), positions.cursor(), positions.cursor({*fresh, *lost}))
         while True:
@@ -179,9 +179,10 @@ async def patiently(read: Callable[[], Awaitable[T]]) -> T:
             await anyio.sleep(POLL_INTERVAL)
 
 
-def _start(found: dict[str, Head], known: dict[int, tuple[int, int]]) -> tuple[Positions, list[str], list[str]]:
+def _start(found: list[Head], known: dict[int, tuple[int, int]]) -> tuple[Positions, list[str], list[str]]:
     positions, fresh, lost = Positions(), list[str](), list[str]()
-    for name, head in found.items():
+    for head in found:
+        name = head.name
         positions.places[name] = head
         if head.room_id not in known:
             fresh.append(name)

@@ -1,10 +1,9 @@
 """Checks on what people type: each returns the value as it is kept, or refuses it by name."""
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, cast
-
-import msgspec
 
 from app.domain.errors import BadInput, Blank, Invalid, TooLong
 
@@ -21,6 +20,8 @@ AGENT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
 # PostgreSQL keeps no NUL, UTF-8 no lone surrogate, and control characters have no business in what people read.
 _UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
+# As JSON writes it; a backslash of the text's own is doubled.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _LINE_BREAKS = re.compile(r"[\r\n\u2028\u2029]")
 
 
@@ -70,12 +71,15 @@ def json_text(value: Any, field: str) -> str:
     if _is_deep(value):
         raise TooLong(f"{field} is nested more than {MAX_JSON_DEPTH} levels deep", field)
     try:
-        text = msgspec.json.encode(value).decode()
-    except (msgspec.ValidationError, UnicodeEncodeError, TypeError) as error:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
         raise Invalid(f"{field} holds text that is no valid Unicode", field) from error
-    if len(text) > MAX_JSON:
+    except ValueError as error:
+        raise Invalid(f"{field} holds a number that JSON cannot carry", field) from error
+    if size > MAX_JSON:
         raise TooLong(f"{field} is larger than {MAX_JSON // 1024} KiB", field)
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise Invalid(f"{field} holds a NUL character, which cannot be kept", field)
     return text
 

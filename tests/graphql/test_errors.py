@@ -4,10 +4,12 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import structlog
 import websockets
@@ -329,3 +331,37 @@ async def test_a_person_s_own_words_in_an_error_do_not_break_the_answer(
             assert await hurt(api, query, x=value) == "BAD_USER_INPUT"
         assert await hurt(api, query, f={"status": ["\ud800"]}) == "BAD_USER_INPUT"
         assert await hurt(api, query, f={"\ud800": 1}) == "BAD_USER_INPUT"
+
+
+@asynccontextmanager
+async def beside(database: dict[str, Any]) -> AsyncGenerator[Any]:
+    """A connection to the server that holds the database, by another door."""
+    connection = await asyncpg.connect(**{**database, "database": "postgres"})
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_while_the_database_is_away_everything_that_needs_it_says_so_and_then_goes_on(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api, beside(database) as admin:
+        bot = await story.make_bot(api)
+        async with api.listen(docs.BOT_STATUS) as ear:
+            assert (await anext(ear))["kind"] == "CURRENT"
+            await admin.execute(f"ALTER DATABASE {database['database']} ALLOW_CONNECTIONS false")
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database["database"]
+            )
+            for document in ("{ bots { totalCount } }", "{ viewer { name } }", docs.BOT_QUERY):
+                error = only_error(await api.ask(document, by={"id": bot["id"]}))
+                assert error["extensions"]["code"] == "UNAVAILABLE"
+            assert "errors" not in await api.ask("{ serverInfo { version } }")
+            assert (await api.http.get(f"{api.url}/readyz")).status_code == 503
+            # 1013 is "try again later"; 4403 or 4500 would send clients away for good.
+            assert (await first(api, docs.BOT_STATUS))["errors"] == [{"extensions": {"code": "1013"}}]
+            await admin.execute(f"ALTER DATABASE {database['database']} ALLOW_CONNECTIONS true")
+            changed = await api.run(docs.BOT_UPDATE, input={"botId": bot["id"], "description": "back"})
+            assert changed["userErrors"] == []
+            assert (await anext(ear))["kind"] == "UPDATED"

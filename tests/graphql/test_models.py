@@ -53,6 +53,7 @@ async def test_each_mistake_is_named_and_nothing_is_kept(database: dict[str, Any
         "http://h:0/", "http://[::1", "http://h\\@x/", "http:h", "http://h\n/", "http://h/\0", "http://h/\ud800",
     ]  # fmt: skip
     shapes: list[Any] = [{}, "x", 5, True, [1], ["x"], [[]], [None], [{}], [{"id": ""}], [{"id": 5}], [{"name": "x"}]]
+    bad_keys = ["a\nb", "a\r\nX: y", "é", "a\0", "\ud800", "x" * 4_097, "!id"]
     bad_names = ["A", "a b", "a/b", "a.b", "-a", "a-", "é", "a" * 41, "..", *UNKEEPABLE]
     cases: list[tuple[dict[str, Any], str, list[str]]] = [
         *[({"name": name}, "INVALID", ["name"]) for name in bad_names],
@@ -67,7 +68,7 @@ async def test_each_mistake_is_named_and_nothing_is_kept(database: dict[str, Any
         ({"models": [{"id": "x", "deep": nested(40)}]}, "TOO_LONG", ["models"]),
         ({"models": [{"id": "x", "deep": nested(700)}]}, "TOO_LONG", ["models"]),
         *[({"apiKey": key}, "BLANK", ["apiKey"]) for key in ["", "  ", "\n"]],
-        *[({"apiKey": key}, "INVALID", ["apiKey"]) for key in ["a\nb", "é", "a\0", "\ud800", "x" * 4_097, "a\r\nX: y"]],
+        *[({"apiKey": key}, "INVALID", ["apiKey"]) for key in bad_keys],
         *[({"id": text}, "NOT_FOUND", ["id"]) for text in ["", "x", "\0", "\ud800", global_id("Bot", "x")]],
     ]  # fmt: skip
     async with house(database, tmp_path) as api:
@@ -129,14 +130,24 @@ async def test_a_key_is_never_answered_and_lies_sealed(database: dict[str, Any],
         await ask(SAVE, input=given | {"apiKey": {"value": CANARY}})
         await ask(SAVE, input=given | {"apiKey": [CANARY]})
         await ask(SAVE, input=given | {"shared": CANARY})
+        await ask(SAVE, input=given | {"api": CANARY})
         await ask(SAVE, input=CANARY)
         await ask(SAVE, input=[CANARY])
         await ask(
             'mutation($key: Int) { modelProviderSave(input: {name: "x", apiKey: $key}) { userErrors { code } } }',
             key=CANARY,
         )
-        for literal in (f'{{apiKey: "{CANARY}"}}', f'{{name: "x", apiKey: {{a: "{CANARY}"}}}}', f'"{CANARY}"',
-                        f'{{name: "x", zzz: "{CANARY}"}}', f'{{name: "x", shared: "{CANARY}"}}'):  # fmt: skip
+        literals = [
+            f'{{apiKey: "{CANARY}"}}',
+            f'"{CANARY}"',
+            f'{{name: "x", apiKey: {{a: "{CANARY}"}}}}',
+            f'{{name: "x", zzz: "{CANARY}"}}',
+            f'{{name: "x", shared: "{CANARY}"}}',
+            f'{{name: "x", api: "{CANARY}"}}',
+            f'{{name: "x" apiKey "{CANARY}"}}',
+            f'{{name: "x" apiKey """{CANARY}"""}}',
+        ]
+        for literal in literals:
             await ask(f"mutation {{ modelProviderSave(input: {literal}) {{ userErrors {{ code }} }} }}")
         for field in ("apiKey", "api_key", "key", "row", "apiKeyKeyId"):
             assert "Cannot query field" in await ask(f"{{ modelProviders {{ {field} }} }}")
@@ -249,6 +260,35 @@ async def test_what_a_bot_uses_is_neither_deleted_nor_renamed(database: dict[str
         back = await mia.run(docs.BOT_UPDATE, input={"botId": bot["id"], "model": "own/m"})
         assert code(back) == "INVALID"
         assert await names(mia) == ["local"]
+
+
+async def test_a_provider_is_not_taken_from_a_bot_that_is_just_coming_to_it(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api:
+
+        async def come(name: str) -> dict[str, Any]:
+            return await api.run(docs.BOT_CREATE, input={"name": "Hana", "model": f"{name}/m"})
+
+        for n in range(12):
+            own = await provider(api, f"own{n}", models=[{"id": "m"}])
+            take = api.run(DELETE, input={"id": own["id"]}) if n % 2 else save(api, id=own["id"], name=f"other{n}")
+            came, taken = await asyncio.gather(come(own["name"]), take)
+            assert (code(came), code(taken)) in {(None, "CONFLICT"), ("INVALID", None)}
+        lost = "SELECT model FROM bot WHERE split_part(model, '/', 1) NOT IN (SELECT name FROM model_provider)"
+        assert await DB.fetch(lost) == []
+        # Many of both at once wait for each other, and never for ever.
+        own = await provider(api, "own", models=[{"id": "m"}])
+        bots = [await story.make_bot(api, model="own/m") for _ in range(4)]
+        changes = [
+            *[
+                api.run(docs.BOT_UPDATE, input={"botId": bot["id"], "model": f"own/{n}"})
+                for n in range(5)
+                for bot in bots
+            ],
+            *[save(api, id=own["id"], name="own", models=[{"id": str(n)}]) for n in range(10)],
+        ]
+        assert [code(each) for each in await asyncio.gather(*changes)] == [None] * 30
 
 
 async def test_a_running_bot_reads_its_provider_s_new_key(database: dict[str, Any], tmp_path: Path) -> None:

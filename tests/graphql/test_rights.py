@@ -175,6 +175,14 @@ async def belongings(owner: Caller, number: int) -> Things:
     return Things(bot, own["id"], (await owner.run("{ viewer { id } }"))["id"])
 
 
+async def renewed(owner: Caller, old: Things, number: int, name: str) -> Things:
+    """The same with a new one of what the mutation will change."""
+    if "Provider" in name:
+        new = await provider(owner, f"pb{number:03}", models=[{"id": "m"}])
+        return Things({**old.bot, "agentId": f"b{number:03}"}, new["id"], old.owner)
+    return Things(await story.make_bot(owner, agentId=f"b{number:03}"), old.provider, old.owner)
+
+
 async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_path: Path) -> None:
     async with house(database, tmp_path, OPENCLAW_MAX_BOTS="200") as api:
         who: Any = await people(api)
@@ -186,7 +194,7 @@ async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_
                 mine = things
                 if name.startswith("Mutation.") and wanted == "done":
                     made += 1
-                    mine = await belongings(who.owner, made)
+                    mine = await renewed(who.owner, things, made, name)
                 answer = await first_of(
                     getattr(who, role), ASKS[name], mine, is_stream=name.startswith("Subscription.")
                 )

@@ -241,6 +241,11 @@ async def test_a_room_one_may_not_enter_looks_exactly_like_one_that_is_not_there
         ]  # fmt: skip
         for name in [*hostile, "\0", "\ud800", "x" * 20_000]:
             assert (await first(mia, docs.ROOM, names=[name]))["errors"][0]["extensions"]["code"] == "NOT_FOUND"
+        # Nor can an administrator make rooms by asking for them.
+        nobody = await first(api, docs.ROOM, names=[f"fleet:user:{missing}"])
+        assert nobody["errors"][0]["extensions"]["code"] == "NOT_FOUND"
+        async with api.listen(docs.ROOM, names=[f"fleet:user:{admin}", "fleet:all"]) as ear:
+            assert len(await hear(ear, 2)) == 2
         # One that is closed closes the door to all.
         own = await story.make_bot(mia, "Own")
         both = await first(mia, docs.ROOM, names=[*own["rooms"], f"bot:{key}:status"])

@@ -9,6 +9,7 @@ from typing import Any, cast
 from graphql import GraphQLError
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 
+from app.domain.errors import Unavailable
 from app.graphql.context import Context
 
 
@@ -20,6 +21,13 @@ class Socket(BaseGraphQLTransportWSHandler[Context, None]):
             await self.handle_invalid_message(fault)
         else:
             await super().handle_message(message)
+
+    async def handle_connection_init(self, message: Any) -> None:
+        try:
+            await super().handle_connection_init(message)
+        except Unavailable as error:
+            # "Try again later": clients come back, where 4403 and 4500 would send them away.
+            await self.websocket.close(code=1013, reason=error.message)
 
     @staticmethod
     def _get_pre_execution_close_reason(error: GraphQLError) -> str | None:

@@ -22,9 +22,11 @@ def parse(text: str) -> tuple[str, UUID] | None:
     """The type's name and the key of an identity; None for what is no identity of ours."""
     try:
         name, key = from_base64(text)
-        return name, UUID(key)
+        parsed = name, UUID(key)
     except ValueError:
         return None
+    # One object has one identity: base64 and UUIDs can be written in many ways.
+    return parsed if global_id(*parsed) == text else None
 
 
 def require(text: str, type_name: str, *field: str) -> UUID:
