@@ -1,8 +1,10 @@
 """The `clawnet` command."""
 
 import argparse
+import errno
 import os
 import signal
+import socket
 import sys
 
 import anyio
@@ -69,7 +71,9 @@ async def _serve(with_openclaw: bool) -> int:
     from app.main import running  # noqa: PLC0415
 
     # Until the server listens to signals, SIGTERM ends a start in order, as Ctrl-C does: with it goes the database.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # A shell starts background jobs with SIGINT ignored; that must not be said of SIGTERM as well.
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, on_interrupt if callable(on_interrupt) else signal.default_int_handler)
     wanted = settings.load(os.environ)
     # The key has been read; nothing that is started from here on shall find it.
     for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
@@ -81,6 +85,11 @@ async def _serve(with_openclaw: bool) -> int:
     try:
         listener = server.bind(wanted)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(
+                f"CLAWNET_HOST is {wanted.clawnet_host!r}, which is no address of this machine ({_why(error)}); "
+                "expected one, for example 127.0.0.1"
+            ) from error
         raise SettingsError(
             f"CLAWNET_PORT is {wanted.clawnet_port}, which cannot be used on {wanted.clawnet_host} ({_why(error)}); "
             "expected a free port, or 0 for any"

@@ -22,7 +22,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
-from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch
+from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch, SettingsError, Unavailable
 from app.gateway import install, openclaw, overrides
 from app.gateway.chat import Chat
 from app.gateway.probe import Prober
@@ -114,6 +114,7 @@ async def running(
     protect()
     schema.check()
     async with AsyncExitStack() as stack:
+        _make_folder(settings.openclaw_base_path, "OPENCLAW_BASE_PATH")
         await _open_database(stack, settings, say)
         opened = await keys.open_vault(await _encryption_key(settings, say))
         finder = await _find_openclaw(settings, say, may_install=with_openclaw)
@@ -167,7 +168,15 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) ->
     else:
         say("database: the one DATABASE_URL names")
         config = {"dsn": settings.database_url.reveal()}
-    await DB.open(config)
+    try:
+        await DB.open(config)
+    except Unavailable as error:
+        if settings.database_url is None:
+            raise
+        raise SettingsError(
+            f"DATABASE_URL names a server that does not answer ({error.__cause__ or error}); "
+            "expected a PostgreSQL, 14 or newer, that is up"
+        ) from error
     stack.push_async_callback(DB.close)
     await migrate.check_version()
     if applied := await migrate.run():
@@ -177,8 +186,17 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) ->
 def _make_data_folder(folder: Path) -> None:
     """Root's database server runs as `nobody`, who must be able to pass through; what lies inside is closed."""
     if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True)
+        _make_folder(folder, "CLAWNET_DATA_DIR")
         folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+
+
+def _make_folder(folder: Path, variable: str) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{variable} is {folder}, which cannot be made ({error.strerror}); expected a folder to write in"
+        ) from error
 
 
 async def _encryption_key(settings: Settings, say: Say) -> str:

@@ -31,7 +31,12 @@ _AWAY: tuple[type[BaseException], ...] = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.ObjectNotInPrerequisiteStateError,  # "not currently accepting connections"
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    # A failover left this server read-only, somebody cancelled the statement, or it lost a race for locks.
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.QueryCanceledError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
 )
 #: The server answers, and will not have us: only another setting helps.
 _REFUSED: tuple[type[BaseException], ...] = (

@@ -85,6 +85,7 @@ class Node(Table, db=DB):
     epoch = BigInt(default=0)
     version = Varchar(length=32)
     heartbeat_at = Timestamptz(default=TimestamptzNow())
+    holder = UUID(null=True, default=None)
     created_at = Timestamptz(default=TimestamptzNow())
 
 

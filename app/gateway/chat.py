@@ -1,8 +1,10 @@
 """Saying something to a running gateway, through its OpenAI-compatible endpoint, and hearing what it answers."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import anyio.to_thread
 import httpx
 
@@ -33,18 +35,14 @@ class Chat:
     async def __call__(self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float) -> Answer:
         """The bot's answer. Raises `GatewayFailed` with a sentence for people, the token never in it."""
         try:
-            response = await self._client.post(
-                f"http://127.0.0.1:{port}/v1/chat/completions",
-                json={"model": "openclaw", "user": user, "messages": [{"role": "user", "content": text}]},
-                # Without the agent's name the old version speaks as `main`, whichever is the default.
-                headers={"authorization": f"Bearer {token}", "x-openclaw-agent-id": agent_id},
-                timeout=httpx.Timeout(timeout, connect=5.0),
-            )
-        except httpx.TimeoutException as error:
+            # One deadline for the whole answer: httpx's own is for each read, and a bot could feed it for ever.
+            with anyio.fail_after(timeout):
+                status, body = await self._post(port, token, agent_id, text, user)
+        except TimeoutError as error:
             raise GatewayFailed(f"the bot did not answer within {timeout:g} s") from error
         except httpx.HTTPError as error:
             raise GatewayFailed(f"the bot's gateway does not answer ({type(error).__name__})") from error
-        answer = _answer(response)
+        answer = _answer(status, _object(body))
         key = f"agent:{agent_id}:openai-user:{user}"
         home = self._homes / agent_id
         failed = await anyio.to_thread.run_sync(lastturn.failure, home, agent_id, key, answer.text)
@@ -52,14 +50,35 @@ class Chat:
             raise GatewayFailed(f"the bot's model failed: {_line(failed)}")
         return answer
 
+    async def _post(self, port: int, token: str, agent_id: str, text: str, user: str) -> tuple[int, bytes]:
+        request = self._client.stream(
+            "POST",
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json={"model": "openclaw", "user": user, "messages": [{"role": "user", "content": text}]},
+            headers={
+                "authorization": f"Bearer {token}",
+                # Without the agent's name the old version speaks as `main`, whichever is the default.
+                "x-openclaw-agent-id": agent_id,
+                # What is read is what counts against the limit.
+                "accept-encoding": "identity",
+            },
+            timeout=httpx.Timeout(None, connect=5.0),
+        )
+        body = bytearray()
+        async with request as response:
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) > MAX_BODY:
+                    raise GatewayFailed(f"the bot's answer is longer than {MAX_BODY // 1024 // 1024} MiB")
+        return response.status_code, bytes(body)
 
-def _answer(response: httpx.Response) -> Answer:
-    body = _object(response)
-    if response.status_code != 200:
+
+def _answer(status: int, body: dict[str, Any]) -> Answer:
+    if status != 200:
         error = body.get("error")
         reason = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
         said = f": {_line(reason)}" if isinstance(reason, str) else ""
-        raise GatewayFailed(f"the bot's gateway answered with status {response.status_code}{said}")
+        raise GatewayFailed(f"the bot's gateway answered with status {status}{said}")
     try:
         text = body["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
@@ -70,9 +89,9 @@ def _answer(response: httpx.Response) -> Answer:
     return Answer(text, model if isinstance(model, str) else None)
 
 
-def _object(response: httpx.Response) -> dict[str, Any]:
+def _object(body: bytes) -> dict[str, Any]:
     try:
-        value: object = response.json() if len(response.content) <= MAX_BODY else {}
+        value: object = json.loads(body)
     except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -88,7 +88,8 @@ class Mutation:
     ) -> payloads.BotDeletePayload:
         bot_id = node.require(input.bot_id, "Bot", "botId")
         await info.context.services.bots.delete(info.context.caller, bot_id)
-        await info.context.services.bots.gone(bot_id)
+        if not await info.context.services.bots.gone(bot_id):
+            raise GatewayFailed("the bot's process has not ended yet; the bot is deleted as soon as it has", "botId")
         return payloads.BotDeletePayload(deleted_bot_id=input.bot_id)
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Starts the process and, with `wait`, answers once it listens.")

@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from app.db.engine import DB
 from app.domain.states import BotStatus, DesiredState, RestartMode
 
@@ -111,12 +113,11 @@ async def claimed_ports(node: str) -> set[int]:
 
 async def claim_port(bot_id: UUID, port: int) -> bool:
     """Takes the port for the bot; False where another bot of the machine has it."""
-    rows = await DB.fetch(
-        "UPDATE bot_process p SET port = $2 WHERE bot = $1 AND NOT EXISTS "
-        "(SELECT FROM bot_process q WHERE q.node_id = p.node_id AND q.port = $2 AND q.bot <> $1) RETURNING bot",
-        bot_id, port,
-    )  # fmt: skip
-    return bool(rows)
+    try:
+        await DB.fetch("UPDATE bot_process SET port = $2 WHERE bot = $1", bot_id, port)
+    except asyncpg.UniqueViolationError:
+        return False
+    return True
 
 
 async def begin_run(bot_id: UUID, nonce: UUID) -> None:

@@ -217,6 +217,10 @@ async def watch(hub: Hub) -> None:
         except ClawNetError as error:
             log.warning("rooms_not_watched", error=str(error))
             continue
+        except Exception:
+            # One look that broke must not take the server along.
+            log.exception("rooms_not_watched")
+            continue
         hub.wake([name for name, seq in now.items() if seen.get(name) != seq])
         seen = now
 
@@ -228,6 +232,8 @@ async def forget() -> None:
             await prune()
         except ClawNetError as error:
             log.warning("rooms_not_pruned", error=str(error))
+        except Exception:
+            log.exception("rooms_not_pruned")
         await anyio.sleep(PRUNE_INTERVAL)
 
 

@@ -416,6 +416,9 @@ class Runner:
         if isinstance(found, Process):
             return await self._take_over(w, found)
         self._is_first = False
+        if found is None and w.status is BotStatus.STARTING:
+            # The server went before it had started anything: no failure of the bot's.
+            return await self._stopped(Exit())
         if isinstance(found, Exit):
             return await self._ended(w, found)
         return await self._ended(w, Exit(lost=True))
