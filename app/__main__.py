@@ -1,15 +1,20 @@
 """The `clawnet` command."""
 
 import argparse
+import asyncio
 import errno
 import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 import anyio
 
 from app import __version__
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 #: Exit status for settings that do not fit, as OpenClaw itself uses it (EX_CONFIG).
 EX_CONFIG = 78
@@ -67,13 +72,9 @@ def _say(line: str) -> None:
 
 async def _serve(with_openclaw: bool) -> int:
     from app import log, server, settings  # noqa: PLC0415
-    from app.domain.errors import SettingsError  # noqa: PLC0415
+    from app.http.front import Front  # noqa: PLC0415
     from app.main import running  # noqa: PLC0415
 
-    # Until the server listens to signals, SIGTERM ends a start in order, as Ctrl-C does: with it goes the database.
-    # A shell starts background jobs with SIGINT ignored; that must not be said of SIGTERM as well.
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGTERM, on_interrupt if callable(on_interrupt) else signal.default_int_handler)
     wanted = settings.load(os.environ)
     # The key has been read; nothing that is started from here on shall find it.
     for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
@@ -82,8 +83,49 @@ async def _serve(with_openclaw: bool) -> int:
     print(f"ClawNet {__version__}", flush=True)
     for warning in wanted.warnings:
         _say(f"warning: {warning}")
+    with _listen(wanted) as listener:
+        front = Front()
+        served = server.Server(front, wanted)
+
+        def say(line: str) -> None:
+            front.step = line
+            _say(line)
+
+        starting = asyncio.current_task()
+        assert starting is not None
+        serving = asyncio.create_task(served.serve(sockets=[listener]))
+        # A signal while everything still starts ends the start, in order: what has been started is stopped again.
+
+        def end_start(_: object) -> None:
+            if not served.is_open:
+                starting.cancel()
+
+        serving.add_done_callback(end_start)
+        budget = TERMINAL_GRACE if sys.stdin.isatty() else None
+        try:
+            async with running(wanted, say, with_openclaw=with_openclaw, stop_budget=budget) as up:
+                served.opens(up)
+                _welcome(up.first_token, listener.getsockname())
+                await serving
+                print("stopping …", flush=True)
+        except asyncio.CancelledError:
+            if not serving.done():
+                raise
+        finally:
+            # What went wrong is the news; this end of serving is our own.
+            serving.remove_done_callback(end_start)
+            served.should_exit = True
+            await serving
+    print("stopped", flush=True)
+    return 0
+
+
+def _listen(wanted: "Settings") -> socket.socket:
+    from app import server  # noqa: PLC0415
+    from app.domain.errors import SettingsError  # noqa: PLC0415
+
     try:
-        listener = server.bind(wanted)
+        return server.bind(wanted)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise SettingsError(
@@ -94,15 +136,6 @@ async def _serve(with_openclaw: bool) -> int:
             f"CLAWNET_PORT is {wanted.clawnet_port}, which cannot be used on {wanted.clawnet_host} ({_why(error)}); "
             "expected a free port, or 0 for any"
         ) from error
-    budget = TERMINAL_GRACE if sys.stdin.isatty() else None
-    with listener:
-        async with running(wanted, _say, with_openclaw=with_openclaw, stop_budget=budget) as up:
-            served = server.Server(server.config(up, wanted), up)
-            _welcome(up.first_token, listener.getsockname())
-            await served.serve(sockets=[listener])
-            print("stopping …", flush=True)
-    print("stopped", flush=True)
-    return 0
 
 
 def _why(error: OSError) -> str:

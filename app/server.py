@@ -8,6 +8,7 @@ from types import FrameType
 
 import uvicorn
 
+from app.http.front import Front
 from app.main import Running
 from app.settings import Settings
 
@@ -18,39 +19,50 @@ WS_MAX_SIZE, WS_MAX_QUEUE, WS_PING_INTERVAL, WS_PING_TIMEOUT = 64 * 1024, 8, 15.
 
 
 class Server(uvicorn.Server):
-    """Uvicorn with our signals: the first stops in order, the second ends the bots at once."""
+    """Uvicorn with our signals: the first stops in order, the second ends the bots at once.
 
-    def __init__(self, config: uvicorn.Config, running: Running) -> None:
-        super().__init__(config)
-        self._running = running
+    It listens from the first moment, so that health can be asked while everything behind it still starts.
+    """
+
+    def __init__(self, front: Front, settings: Settings) -> None:
+        super().__init__(_config(front, settings))
+        self._front = front
+        self._running: Running | None = None
+
+    def opens(self, running: Running) -> None:
+        """Everything is up: from now on the application answers."""
+        self._running, self._front.app = running, running.app
+
+    @property
+    def is_open(self) -> bool:
+        return self._running is not None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Uvicorn would raise the signal again at the end, and exit as if it had been killed by it."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._before = before
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        # They stay ours: a second signal comes while the bots stop, when this has long returned.
         yield
-
-    def restore_signals(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         if self.should_exit:
             self.force_exit = True
-            self._running.supervisor.kill()
+            if self._running is not None:
+                self._running.supervisor.kill()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Closes sockets with 1012 first and the rooms a moment later, so that clients resume by cursor."""
-        self._running.drain()
+        if self._running is not None:
+            self._running.drain()
         await super().shutdown(sockets)
 
 
-def config(running: Running, settings: Settings) -> uvicorn.Config:
+def _config(front: Front, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        running.app,
+        front,
         host=settings.clawnet_host,
         port=settings.clawnet_port,
         loop="asyncio",

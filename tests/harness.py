@@ -20,6 +20,7 @@ import websockets
 
 from app import server, settings
 from app.db.engine import DB
+from app.http.front import Front
 from app.main import Running, running
 
 REPO = Path(__file__).resolve().parent.parent
@@ -162,7 +163,8 @@ async def running_server(wanted: dict[str, str], token: str | None = None) -> As
     listener = server.bind(loaded)
     with listener:
         async with running(loaded, lambda _: None, with_openclaw=False, stop_budget=5.0) as up:
-            served = _Quiet(server.config(up, loaded), up)
+            served = _Quiet(Front(), loaded)
+            served.opens(up)
             task = asyncio.create_task(served.serve(sockets=[listener]))
             api = Api(f"http://127.0.0.1:{listener.getsockname()[1]}", up.first_token or token, up)
             try:
