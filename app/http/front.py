@@ -1,8 +1,11 @@
 """What answers on the socket: while the server starts, health alone with what it is doing; then the application."""
 
 import json
+import re
 
 from litestar.types import ASGIApp, Receive, Scope, Send
+
+_PATH = re.compile(r"(?<![\w/])/\S+")
 
 #: "Try again later" for a socket that comes too early; its client comes back.
 TRY_AGAIN = 1013
@@ -24,7 +27,9 @@ class Front:
         elif scope["path"] == "/healthz":
             await _answer(send, 200, {"status": "live"})
         else:
-            failing = {"server": f"the server is starting: {self.step}"}
+            # Anybody may ask, and where this machine keeps things is nobody's business.
+            step = _PATH.sub("…", self.step)
+            failing = {"server": f"the server is starting: {step}"}
             await _answer(send, 503, {"ready": False, "failing": failing})
 
 

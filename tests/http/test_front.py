@@ -46,6 +46,7 @@ async def test_a_server_that_starts_says_so(database: dict[str, Any], tmp_path: 
             early = await answer(client, "/readyz")
             assert early.status_code == 503
             assert "the server is starting" in early.json()["failing"]["server"]
+            assert str(tmp_path) not in early.text
             assert (await answer(client, "/graphql")).status_code == 503
             with pytest.raises(websockets.InvalidStatus):
                 await websockets.connect(f"ws://127.0.0.1:{port}/graphql", proxy=None)
