@@ -271,8 +271,9 @@ async def test_a_row_that_claims_more_than_the_processes_show_is_repaired(
 ) -> None:
     async with one_bot(tmp_path, database) as (api, bot, _), api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
         # As a restored backup would have it: running, by a nonce that nobody carries.
-        await DB.fetch("UPDATE bot_process SET status = 'ACTIVE', nonce = gen_random_uuid(), port = 18789")
-        await DB.fetch("UPDATE bot SET desired = 'RUNNING', generation = generation + 1")
+        async with DB.transaction():  # or the runner sees the first half, a running bot that nobody wants
+            await DB.fetch("UPDATE bot_process SET status = 'ACTIVE', nonce = gen_random_uuid(), port = 18789")
+            await DB.fetch("UPDATE bot SET desired = 'RUNNING', generation = generation + 1")
         lost = await heard.until(lambda e: e["event"] == "bot:error")
         assert lost["reason"] == "LOST"
         await heard.until(lambda e: e["kind"] == "STARTED")
