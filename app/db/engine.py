@@ -70,6 +70,11 @@ def _answering(connection: Any = None) -> Generator[None, None, None]:
         yield
     except _AWAY as error:
         raise Unavailable("the database does not answer") from error
+    except asyncpg.InternalClientError as error:
+        # The server's farewell was still being read when the next statement came: "cannot switch to state …".
+        if connection is not None:
+            _drop(connection)
+        raise Unavailable("the database does not answer") from error
     except asyncpg.InterfaceError as error:
         # The class also covers mistakes of ours, such as a wrong number of arguments: those stay what they are.
         if connection is None or _is_gone(connection):

@@ -381,3 +381,38 @@ async def test_a_closed_engine_is_unavailable_and_opens_again(db: Engine, databa
         await db.fetch("SELECT 1")
     await db.open(database)
     assert await written(db) == []
+
+
+async def test_a_server_that_says_farewell_in_the_middle_is_away_and_nothing_else(
+    db: Engine, database: Connect
+) -> None:
+    """Its farewell may still be read when the next statement comes, for which asyncpg has an error of its own."""
+    admin = await asyncpg.connect(**{**database, "database": "postgres"})
+    answered, away = 0, 0
+    done = anyio.Event()
+
+    async def ask() -> None:
+        nonlocal answered, away
+        number = 0
+        while not done.is_set():
+            number += 1
+            try:
+                # A text that was not seen before is described first, which is a second round on the same connection.
+                await db.fetch(f"SELECT {number} AS n{number}")
+                answered += 1
+            except Unavailable:
+                away += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(ask)
+        for _ in range(40):
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database["database"]
+            )
+        done.set()
+    await admin.close()
+    assert answered
+    assert away
+    assert await db.fetch_one("SELECT 1 AS n") == {"n": 1}
