@@ -38,6 +38,8 @@ _AWAY: tuple[type[BaseException], ...] = (
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
 )
+#: What asyncpg raises for a connection that ended while it was being reset.
+_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: The server answers, and will not have us: only another setting helps.
 _REFUSED: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -342,7 +344,7 @@ class Engine(PostgresEngine):
 
     async def give_back(self, connection: Any) -> None:
         # When the reset fails asyncpg drops the connection, and the pool opens a new one for the next caller.
-        with anyio.CancelScope(shield=True), suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with anyio.CancelScope(shield=True), suppress(*_LOST):
             if self.pool is not None:
                 await self.pool.release(connection, timeout=CONNECTION_TIMEOUT)
 

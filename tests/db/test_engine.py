@@ -18,6 +18,7 @@ from piccolo.table import Table
 from app.db import engine
 from app.db.engine import Engine
 from app.domain.errors import SettingsError, Unavailable
+from tests.conftest import administrator
 
 Connect = dict[str, Any]
 
@@ -387,7 +388,6 @@ async def test_a_server_that_says_farewell_in_the_middle_is_away_and_nothing_els
     db: Engine, database: Connect
 ) -> None:
     """Its farewell may still be read when the next statement comes, for which asyncpg has an error of its own."""
-    admin = await asyncpg.connect(**{**database, "database": "postgres"})
     answered, away = 0, 0
     done = anyio.Event()
 
@@ -404,7 +404,7 @@ async def test_a_server_that_says_farewell_in_the_middle_is_away_and_nothing_els
                 away += 1
             await anyio.lowlevel.checkpoint()
 
-    async with anyio.create_task_group() as tasks:
+    async with administrator(database) as admin, anyio.create_task_group() as tasks:
         for _ in range(8):
             tasks.start_soon(ask)
         for _ in range(40):
@@ -412,7 +412,6 @@ async def test_a_server_that_says_farewell_in_the_middle_is_away_and_nothing_els
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database["database"]
             )
         done.set()
-    await admin.close()
     assert answered
     assert away
     assert await db.fetch_one("SELECT 1 AS n") == {"n": 1}
