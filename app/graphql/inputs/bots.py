@@ -1,13 +1,12 @@
-"""What mutations and lists take. Absent and null differ where the schema says so: absent is `UNSET`."""
+"""What mutations and lists of bots take."""
 
 import strawberry
 from strawberry.scalars import JSON
 
-from app.domain.states import BotStatus, ModelProviderApi, RestartMode
+from app.domain.states import BotStatus, RestartMode
+from app.graphql.inputs import any_text
 from app.graphql.types.enums import BotOrderField, OrderDirection
 from app.services import bots
-
-_ANY_TEXT = "Any text; it comes back in the payload."
 
 
 @strawberry.input(one_of=True, description="How to find one bot: exactly one of the fields.")
@@ -62,7 +61,7 @@ class BotCreateInput:
         default=None, description="Short name of the agent; made from the name when absent."
     )
     start: bool = strawberry.field(default=False, description="Start it at once.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()
 
 
 @strawberry.input(description="What `botUpdate` takes.")
@@ -86,20 +85,20 @@ class BotUpdateInput:
     expected_revision: int | None = strawberry.field(
         default=None, description="Refuse with STALE unless the configuration has this revision."
     )
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()
 
 
 @strawberry.input(description="What `botDelete` takes.")
 class BotDeleteInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()
 
 
 @strawberry.input(description="What `botStart` takes.")
 class BotStartInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
     wait: bool = strawberry.field(default=True, description="Answer only when the process listens or failed.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()
 
 
 @strawberry.input(description="What `botStop` takes.")
@@ -107,45 +106,11 @@ class BotStopInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
     wait: bool = strawberry.field(default=True, description="Answer only when it has ended, or after 60 s.")
     grace_seconds: float | None = strawberry.field(default=None, description="Seconds before it is ended by force.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()
 
 
 @strawberry.input(description="What `botRestart` takes.")
 class BotRestartInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
     wait: bool = strawberry.field(default=True, description="Answer only when the process listens or failed.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
-
-
-@strawberry.input(description="What `messageSend` takes.")
-class MessageSendInput:
-    bot_id: strawberry.ID = strawberry.field(description="The bot.")
-    text: str = strawberry.field(description="What to say.")
-    wait: bool = strawberry.field(default=True, description="Answer only when the bot has answered.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
-
-
-@strawberry.input(description="What `modelProviderSave` takes.")
-class ModelProviderSaveInput:
-    id: strawberry.ID | None = strawberry.field(default=None, description="The provider; absent for a new one.")
-    name: str = strawberry.field(description="First part of `provider/model`.")
-    api: ModelProviderApi = strawberry.field(
-        default=ModelProviderApi.OPENAI_COMPLETIONS, description="How it is spoken to."
-    )
-    base_url: str | None = strawberry.field(default=None, description="Its address; absent for the maker's own.")
-    models: JSON | None = strawberry.field(
-        default=None, description="Models it offers, as OpenClaw wants them described."
-    )
-    api_key: str | None = strawberry.field(
-        default=strawberry.UNSET, description="The API key. Absent keeps the one that is kept, null removes it."
-    )
-    shared: bool | None = strawberry.field(
-        default=None, description="Let every user of the installation use it; administrators only."
-    )
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
-
-
-@strawberry.input(description="What `modelProviderDelete` takes.")
-class ModelProviderDeleteInput:
-    id: strawberry.ID = strawberry.field(description="The provider.")
-    client_mutation_id: str | None = strawberry.field(default=None, description=_ANY_TEXT)
+    client_mutation_id: str | None = any_text()

@@ -1,0 +1,14 @@
+"""Everything that can be changed: each writes a wish, wakes whoever carries it out, and answers with how things are."""
+
+import strawberry
+
+from app.graphql.mutations.bots import BotMutations
+from app.graphql.mutations.messages import MessageMutations
+from app.graphql.mutations.models import ModelMutations
+
+
+@strawberry.type(
+    description="Everything that can be changed. Each mutation takes one `input` and answers with one payload."
+)
+class Mutation(BotMutations, MessageMutations, ModelMutations):
+    """Put together from one class a noun."""

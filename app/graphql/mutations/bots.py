@@ -1,0 +1,110 @@
+"""Mutations of bots: each writes a wish, wakes the supervisor, and answers with how things are."""
+
+import secrets
+from typing import Annotated
+from uuid import UUID
+
+import strawberry
+
+from app.domain.errors import GatewayFailed, Refusal
+from app.domain.ids import new_id
+from app.domain.states import BotStatus, TokenScope
+from app.graphql.context import Context, Info
+from app.graphql.inputs import bots as inputs
+from app.graphql.mutations.input import INPUT
+from app.graphql.payloads import bots as payloads
+from app.graphql.permissions import Rule, mutation
+from app.graphql.types import node
+from app.graphql.types.bot import Bot
+from app.graphql.types.error import UserError
+from app.services import bots, keys
+
+
+@strawberry.type
+class BotMutations:
+    @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Makes a bot. Its process stays down unless `start` is set.")
+    async def bot_create(self, info: Info, input: Annotated[inputs.BotCreateInput, INPUT]) -> payloads.BotCreatePayload:
+        vault, viewer, row_id = info.context.services.vault, info.context.caller, new_id()
+        token = vault.seal(secrets.token_urlsafe(32), keys.gateway_token_place(row_id))
+        policy = input.restart_policy.policy() if input.restart_policy else bots.DEFAULT_POLICY
+        draft = bots.Draft(
+            name=input.name,
+            model=input.model,
+            agent_id=input.agent_id,
+            description=input.description,
+            system_prompt=input.system_prompt,
+            tags=tuple(input.tags or ()),
+            restart_policy=policy,
+            overrides=input.config_overrides,
+            start=input.start,
+        )
+        bot = await info.context.services.bots.create(viewer, draft, token, row_id, vault.active_key_id)
+        return payloads.BotCreatePayload(bot=Bot.from_row(bot, viewer))
+
+    @mutation(
+        Rule.OWNED,
+        TokenScope.FLEET_WRITE,
+        "Changes settings; what is absent stays. A running process is restarted if it has to read them.",
+    )
+    async def bot_update(self, info: Info, input: Annotated[inputs.BotUpdateInput, INPUT]) -> payloads.BotUpdatePayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        given = {
+            "name": input.name,
+            "model": input.model,
+            "systemPrompt": input.system_prompt,
+            "description": input.description,
+            "tags": input.tags,
+            "configOverrides": input.config_overrides,
+            "restartPolicy": input.restart_policy.policy() if input.restart_policy else input.restart_policy,
+        }
+        changes = {name: value for name, value in given.items() if value is not strawberry.UNSET}
+        bot = await info.context.services.bots.update(info.context.caller, bot_id, changes, input.expected_revision)
+        return payloads.BotUpdatePayload(bot=Bot.from_row(bot, info.context.caller))
+
+    @mutation(
+        Rule.OWNED,
+        TokenScope.FLEET_WRITE,
+        "Stops the process and deletes the bot with its sessions, channels and bindings.",
+    )
+    async def bot_delete(self, info: Info, input: Annotated[inputs.BotDeleteInput, INPUT]) -> payloads.BotDeletePayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        await info.context.services.bots.delete(info.context.caller, bot_id)
+        if not await info.context.services.bots.gone(bot_id):
+            raise GatewayFailed("the bot's process has not ended yet; the bot is deleted as soon as it has", "botId")
+        return payloads.BotDeletePayload(deleted_bot_id=input.bot_id)
+
+    @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Starts the process and, with `wait`, answers once it listens.")
+    async def bot_start(self, info: Info, input: Annotated[inputs.BotStartInput, INPUT]) -> payloads.BotStartPayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        generation = await info.context.services.bots.start(info.context.caller, bot_id)
+        bot, errors = await _started(info.context, bot_id, generation, input.wait)
+        return payloads.BotStartPayload(bot=bot, user_errors=errors)
+
+    @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Asks the process to end, then ends it.")
+    async def bot_stop(self, info: Info, input: Annotated[inputs.BotStopInput, INPUT]) -> payloads.BotStopPayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        service, viewer = info.context.services.bots, info.context.caller
+        generation = await service.stop(viewer, bot_id, input.grace_seconds)
+        if input.wait:
+            await service.settled(viewer, bot_id, bots.has_stopped(generation))
+        return payloads.BotStopPayload(bot=Bot.from_row(await service.require(viewer, bot_id), viewer))
+
+    @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Ends the process and starts it again.")
+    async def bot_restart(
+        self, info: Info, input: Annotated[inputs.BotRestartInput, INPUT]
+    ) -> payloads.BotRestartPayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        generation = await info.context.services.bots.restart(info.context.caller, bot_id)
+        bot, errors = await _started(info.context, bot_id, generation, input.wait)
+        return payloads.BotRestartPayload(bot=bot, user_errors=errors)
+
+
+async def _started(context: Context, bot_id: UUID, generation: int, wait: bool) -> tuple[Bot | None, list[UserError]]:
+    """The bot as it is once the wish is settled, and why it failed where it did."""
+    service, viewer = context.services.bots, context.caller
+    if wait:
+        await service.settled(viewer, bot_id, bots.has_started(generation))
+    bot = await service.require(viewer, bot_id)
+    has_failed = wait and bot.seen_generation >= generation and bot.status in (BotStatus.ERROR, BotStatus.BACKOFF)
+    errors: list[Refusal] = [GatewayFailed(bot.error or "the process failed", "botId")] if has_failed else []
+    return Bot.from_row(bot, viewer), [UserError.of(error) for error in errors]

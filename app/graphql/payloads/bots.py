@@ -1,0 +1,55 @@
+"""What mutations of bots answer."""
+
+import strawberry
+
+from app.graphql.payloads import errors, text
+from app.graphql.types.bot import Bot
+from app.graphql.types.error import UserError
+
+
+def _bot() -> Bot | None:
+    return strawberry.field(default=None, description="The bot after the change; null if it was refused.")
+
+
+@strawberry.type(description="What `botCreate` answers.")
+class BotCreatePayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botUpdate` answers.")
+class BotUpdatePayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botDelete` answers.")
+class BotDeletePayload:
+    deleted_bot_id: strawberry.ID | None = strawberry.field(
+        default=None, description="Identity of the deleted bot; null if it was refused."
+    )
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botStart` answers.")
+class BotStartPayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botStop` answers.")
+class BotStopPayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botRestart` answers.")
+class BotRestartPayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()

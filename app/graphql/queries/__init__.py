@@ -1,0 +1,13 @@
+"""Everything that can be read."""
+
+import strawberry
+
+from app.graphql.queries.bots import BotQueries
+from app.graphql.queries.models import ModelQueries
+from app.graphql.queries.nodes import NodeQueries
+from app.graphql.queries.server import ServerQueries
+
+
+@strawberry.type(description="Everything that can be read.")
+class Query(NodeQueries, ServerQueries, BotQueries, ModelQueries):
+    """Put together from one class a noun."""

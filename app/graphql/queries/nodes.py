@@ -1,0 +1,81 @@
+"""Objects by their identity, whatever their type."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from uuid import UUID
+
+import strawberry
+
+from app.domain.errors import BadInput
+from app.domain.states import TokenScope
+from app.graphql.context import Context, Info
+from app.graphql.permissions import Rule, query
+from app.graphql.types import node, page
+from app.graphql.types.bot import Bot
+from app.graphql.types.model_provider import ModelProvider
+from app.graphql.types.node import Node
+from app.graphql.types.user import User
+from app.services import accounts, models
+
+#: Reads objects of one type that the caller may see; whatever it may not see is left out.
+Load = Callable[[Context, list[UUID]], Awaitable[dict[UUID, Node]]]
+
+
+async def _bots(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer = context.caller
+    if not viewer.may(TokenScope.FLEET_READ):
+        return {}
+    rows = await context.services.bots.by_ids(viewer, keys)
+    return {key: Bot.from_row(row, viewer) for key, row in rows.items()}
+
+
+async def _providers(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer = context.caller
+    if not viewer.may(TokenScope.FLEET_READ):
+        return {}
+    return {key: ModelProvider.from_row(row) for key, row in (await models.by_ids(viewer, keys)).items()}
+
+
+async def _users(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer = context.caller
+    people = [key for key in keys if viewer.writes_all or key == viewer.user_id]
+    return {key: User.from_row(row, viewer) for key, row in (await accounts.users(people)).items()}
+
+
+#: One entry for each type that implements `Node`; a test holds it equal to the schema.
+LOADS: dict[str, Load] = {"Bot": _bots, "ModelProvider": _providers, "User": _users}
+
+
+async def load(context: Context, ids: list[str]) -> list[Node | None]:
+    """Objects by identity, read a type at a time; null for whatever the caller may not see."""
+    wanted = [node.parse(identity) for identity in ids]
+    keys: dict[str, list[UUID]] = {}
+    for parsed in wanted:
+        if parsed:
+            keys.setdefault(parsed[0], []).append(parsed[1])
+    found = {
+        (name, key): it
+        for name in keys
+        if name in LOADS
+        for key, it in (await LOADS[name](context, keys[name])).items()
+    }
+    return [found.get(parsed) if parsed else None for parsed in wanted]
+
+
+@strawberry.type
+class NodeQueries:
+    @query(Rule.VISIBLE, None, "Any object by its identity; null if there is none or the caller may not see it.")
+    async def node(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="Identity.")]
+    ) -> Node | None:
+        return (await load(info.context, [id]))[0]
+
+    @query(Rule.VISIBLE, None, "Objects by their identities, in the same order, null where there is none.")
+    async def nodes(
+        self,
+        info: Info,
+        ids: Annotated[list[strawberry.ID], strawberry.argument(description="Identities, at most 100.")],
+    ) -> list[Node | None]:
+        if len(ids) > page.MAX_SIZE:
+            raise BadInput(f"`ids` holds {len(ids)} identities; at most {page.MAX_SIZE} are allowed")
+        return await load(info.context, list(ids))
