@@ -75,10 +75,12 @@ class AccessToken(Table, db=DB, tablename="access_token"):
     expires_at = Timestamptz(null=True, default=None)
     last_used_at = Timestamptz(null=True, default=None)
     revoked_at = Timestamptz(null=True, default=None)
+    public_id = UUID(unique=True)
+    address = Varchar(length=64, null=True, default=None)
 
 
 class Node(Table, db=DB):
-    """A machine that supervises bots."""
+    """A machine that supervises bots, leased by the folder that holds their homes; the load is what it last said."""
 
     name = Varchar(length=255, primary_key=True)
     state = Varchar(length=16, default="READY")
@@ -87,6 +89,11 @@ class Node(Table, db=DB):
     heartbeat_at = Timestamptz(default=TimestamptzNow())
     holder = UUID(null=True, default=None)
     created_at = Timestamptz(default=TimestamptzNow())
+    public_id = UUID(unique=True)
+    capacity = Integer(default=0)
+    start_slots = Integer(default=0)
+    cpu_ratio = DoublePrecision(default=0.0)
+    memory_bytes = BigInt(default=0)
 
 
 class Bot(Table, db=DB):
@@ -144,6 +151,7 @@ class BotProcess(Table, db=DB, tablename="bot_process"):
     failures = Integer(default=0)
     restart_count = Integer(default=0)
     next_retry_at = Timestamptz(null=True, default=None)
+    memory_bytes = BigInt(null=True, default=None)
 
 
 class BotRun(Table, db=DB, tablename="bot_run"):
@@ -223,4 +231,19 @@ class Notification(Table, db=DB):
     body = Text(null=True, default=None)
     bot = ForeignKey(Bot, on_delete=OnDelete.set_null, null=True, default=None)
     read_at = Timestamptz(null=True, default=None)
+    created_at = Timestamptz(default=TimestamptzNow())
+
+
+class AuditEntry(Table, db=DB, tablename="audit_entry"):
+    """Who did what, written in the transaction of what it tells. Ids are UUIDv7, so they sort by time."""
+
+    id = UUID(primary_key=True)
+    actor = ForeignKey(AppUser, on_delete=OnDelete.set_null, null=True, default=None)
+    token = Varchar(length=12, null=True, default=None)
+    action = Varchar(length=64)
+    subject_type = Varchar(length=32, null=True, default=None)
+    subject = UUID(null=True, default=None)
+    refusal = Varchar(length=32, null=True, default=None)
+    detail = JSONB(default="{}")
+    address = Varchar(length=64, null=True, default=None)
     created_at = Timestamptz(default=TimestamptzNow())
