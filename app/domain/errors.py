@@ -4,7 +4,7 @@ ClawNetError
   Refusal                what the caller can mend: becomes a `userError` of a mutation
     Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed
   Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
-    Unauthenticated Forbidden Missing Unavailable BadInput
+    Unauthenticated Forbidden Missing Unavailable BadInput RateLimited
   StartFailure           why a bot's process could not be started; ends in its `errorMessage`
     BinaryMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
   SecretError            a stored secret could not be read
@@ -128,6 +128,20 @@ class BadInput(Denied):
     """An argument of a query or a subscription has a form that is not accepted."""
 
     code = "BAD_USER_INPUT"
+
+
+class RateLimited(Denied):
+    """Too much was asked for in too short a time.
+
+    Args:
+        wait: Seconds until the same would be let through.
+    """
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class StartFailure(ClawNetError):

@@ -1,9 +1,10 @@
 """Who asks: the person behind a token, with what the token may do."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from app.domain.states import TokenScope, UserRole
+from app.domain.states import TokenKind, TokenScope, UserRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,9 @@ class Viewer:
     token_id: str
     role: UserRole
     scopes: frozenset[TokenScope]
+    kind: TokenKind = TokenKind.PERSONAL
+    #: When the token ends; None: not by itself.
+    expires_at: datetime | None = None
 
     @property
     def sees_all(self) -> bool:

@@ -15,7 +15,7 @@ from app.domain.errors import Unauthenticated
 from app.domain.ports import Wake
 from app.domain.viewer import Viewer
 from app.pubsub.hub import Hub
-from app.services import accounts
+from app.services import accounts, audit
 from app.services.accounts import User
 from app.services.bots import Bots
 from app.services.messages import Messages
@@ -45,6 +45,8 @@ class Context(BaseContext, kw_only=True):
     schema_hash: str = ""
     token: str | None = None
     request_id: str = ""
+    #: The caller's address; behind a trusted proxy, the one it names.
+    address: str | None = None
     is_socket: bool = False
     connection_params: dict[str, object] | None = None
     known: Viewer | None = None
@@ -76,6 +78,12 @@ class Context(BaseContext, kw_only=True):
         if self.known is None:
             raise Unauthenticated("sign in first")
         return self.known
+
+    @property
+    def actor(self) -> audit.Actor:
+        """Who acts, for the audit trail."""
+        viewer = self.known
+        return audit.Actor(viewer and viewer.user_id, viewer and viewer.token_id, self.address)
 
 
 Info = StrawberryInfo[Context, None]

@@ -1,5 +1,6 @@
 """Rights at the edge: each root field states its scope and its rule of ownership, or the server does not start."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,12 +12,16 @@ from strawberry.extensions import FieldExtension
 from strawberry.schema_directive import Location
 from strawberry.types.field import StrawberryField
 
-from app.domain.errors import Forbidden, Refusal
+from app.domain.errors import Denied, Forbidden, Refusal
 from app.domain.states import TokenScope
 from app.graphql.context import Info
+from app.graphql.types import node
 from app.graphql.types.error import UserError
+from app.services import audit
 
 _RULE = "clawnet.rule"
+#: Longest name of a type that the audit trail keeps.
+MAX_TYPE = 32
 
 
 class Rule(StrEnum):
@@ -49,7 +54,11 @@ class _Guard(FieldExtension):
         if self._rule is not Rule.PUBLIC:
             viewer = await info.context.signed_in()
             if self._scope is not None and not viewer.may(self._scope):
-                raise Forbidden(f"this needs a token with the scope {self._scope}")
+                refusal = Forbidden(f"this needs a token with the scope {self._scope}")
+                if "input" in kwargs:
+                    with audit.acting(info.context.actor):
+                        await _note_refusal(info, kwargs["input"], refusal)
+                raise refusal
         result = next_(source, info, **kwargs)
         if inspect.isasyncgen(result):
             return result
@@ -57,17 +66,36 @@ class _Guard(FieldExtension):
 
 
 class _Payloads(FieldExtension):
-    """Turns a raised refusal into the payload's `userErrors` and hands `clientMutationId` back."""
+    """Turns a raised refusal into the payload's `userErrors`, hands `clientMutationId` back, and says who acts."""
 
     async def resolve_async(self, next_: Callable[..., Any], source: Any, info: Info, **kwargs: Any) -> Any:
-        try:
-            payload = await next_(source, info, **kwargs)
-        except Refusal as refusal:
-            error = UserError(code=UserError.code_of(refusal), message=refusal.message, field=refusal.field)
-            make: Any = info.return_type
-            payload: Any = make(user_errors=[error])
+        with audit.acting(info.context.actor):
+            try:
+                payload = await next_(source, info, **kwargs)
+            except Refusal as refusal:
+                await _note_refusal(info, kwargs["input"], refusal)
+                error = UserError(code=UserError.code_of(refusal), message=refusal.message, field=refusal.field)
+                make: Any = info.return_type
+                payload: Any = make(user_errors=[error])
         payload.client_mutation_id = kwargs["input"].client_mutation_id
         return payload
+
+
+async def _note_refusal(info: Info, given: Any, refusal: Refusal | Denied) -> None:
+    """Refusals are told in a transaction of their own: what was refused was rolled back."""
+    if info.context.known is not None:
+        field = refusal.field if isinstance(refusal, Refusal) else None
+        await audit.note(info.field_name, _subject(given), refusal=refusal.code, field=field)
+
+
+def _subject(given: Any) -> audit.Subject | None:
+    """The object that an input is about: the first of its identities."""
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if (field.name == "id" or field.name.endswith("_id")) and isinstance(value, str):
+            parsed = node.parse(value)
+            return audit.Subject(*parsed) if parsed and len(parsed[0]) <= MAX_TYPE else None
+    return None
 
 
 def _metadata(rule: Rule) -> dict[Any, object]:

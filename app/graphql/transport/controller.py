@@ -43,6 +43,7 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
             schema_hash=schema_hash,
             token=bearer(headers.get(b"authorization", b"").decode("latin-1")),
             request_id=scope.get("state", {}).get("request_id") or secrets.token_hex(8),
+            address=scope["client"][0] if scope["client"] else None,
             is_socket=scope["type"] == "websocket",
         )
 
