@@ -69,6 +69,7 @@ class _Payloads(FieldExtension):
     """Turns a raised refusal into the payload's `userErrors`, hands `clientMutationId` back, and says who acts."""
 
     async def resolve_async(self, next_: Callable[..., Any], source: Any, info: Info, **kwargs: Any) -> Any:
+        await info.context.viewer()
         with audit.acting(info.context.actor):
             try:
                 payload = await next_(source, info, **kwargs)
