@@ -28,12 +28,14 @@ from app.gateway.chat import Chat
 from app.gateway.probe import Prober
 from app.graphql import schema
 from app.graphql.context import Services
+from app.graphql.transport.connections import Connections
 from app.graphql.transport.controller import controller
 from app.http import health, playground
 from app.pubsub.hub import Hub
-from app.services import accounts, keys, rooms
+from app.services import accounts, keys, rooms, tokens
 from app.services.bots import Bots
 from app.services.messages import Messages
+from app.services.people import People
 from app.services.recorder import Recorder
 from app.settings import Settings
 from app.supervisor.supervisor import Supervisor
@@ -126,6 +128,8 @@ async def running(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         services = _services(settings, stack, recorder, hub, supervisor, opened, tasks)
+        tasks.start_soon(services.connections.watch)
+        tasks.start_soon(tokens.forget)
         tasks.start_soon(rooms.watch, hub)
         tasks.start_soon(rooms.forget)
         tasks.start_soon(supervisor.run)
@@ -282,7 +286,15 @@ def _services(
         # It inherits nothing of who asked, least of all a transaction.
         contextvars.Context().run(tasks.start_soon, work)
 
-    return Services(bots, Messages(bots, opened, chat), opened, hub, supervisor.wake, background)
+    people = People(hub.wake, _Unlimited())
+    connections = Connections(hub, 20)
+    return Services(bots, Messages(bots, opened, chat), people, connections, opened, hub, supervisor.wake, background)
+
+
+class _Unlimited:
+    """Until `services.limits` is there; whoever builds it puts it here."""
+
+    def sign_in(self, email: str, address: str | None) -> None: ...
 
 
 def protect() -> None:

@@ -2,7 +2,7 @@
 
 ClawNetError
   Refusal                what the caller can mend: becomes a `userError` of a mutation
-    Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed
+    Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed CredentialsRefused
   Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
     Unauthenticated Forbidden Missing Unavailable BadInput RateLimited
   StartFailure           why a bot's process could not be started; ends in its `errorMessage`
@@ -88,6 +88,12 @@ class GatewayFailed(Refusal):
     """The bot's process did not do what was asked in time."""
 
     code = "GATEWAY_FAILED"
+
+
+class CredentialsRefused(Refusal):
+    """The credentials were refused."""
+
+    code = "CREDENTIALS_REFUSED"
 
 
 class Denied(ClawNetError):

@@ -1,6 +1,6 @@
 """What a resolver can reach: who asks, the services, and the loaders of this operation."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,11 +14,13 @@ from strawberry.types import Info as StrawberryInfo
 from app.domain.errors import Unauthenticated
 from app.domain.ports import Wake
 from app.domain.viewer import Viewer
+from app.graphql.transport.connections import Connections, Peer
 from app.pubsub.hub import Hub
 from app.services import accounts, audit
 from app.services.accounts import User
 from app.services.bots import Bots
 from app.services.messages import Messages
+from app.services.people import People
 from app.vault import Vault
 
 K = TypeVar("K")
@@ -31,6 +33,8 @@ class Services:
 
     bots: Bots
     messages: Messages
+    people: People
+    connections: Connections
     vault: Vault
     hub: Hub
     wake: Wake
@@ -42,12 +46,16 @@ class Context(BaseContext, kw_only=True):
     """Made anew for each HTTP request and each socket; `connection_params` are a socket's."""
 
     services: Services
+    #: Reads objects by their identities, under the caller's rights.
+    find: Callable[["Context", list[str]], Awaitable[list[Any]]] | None = None
     schema_hash: str = ""
     token: str | None = None
     request_id: str = ""
     #: The caller's address; behind a trusted proxy, the one it names.
     address: str | None = None
     is_socket: bool = False
+    #: The socket, where it is one.
+    peer: Peer | None = None
     connection_params: dict[str, object] | None = None
     known: Viewer | None = None
     is_looked_up: bool = False
@@ -107,3 +115,13 @@ async def _load_users(ids: list[UUID]) -> list[User | None]:
 def user_loader() -> DataLoader[UUID, User | None]:
     # Without a cache: a socket's context outlives many changes.
     return DataLoader(load_fn=_load_users, cache=False)
+
+
+def node_loader(context: Context) -> DataLoader[str, Any]:
+    """Objects by their identities, read together; None for what the caller may not see."""
+
+    async def load(ids: list[str]) -> list[Any]:
+        assert context.find is not None  # The transport hands it in.
+        return await context.find(context, ids)
+
+    return context.loader("nodes", lambda: DataLoader(load_fn=load, cache=False))

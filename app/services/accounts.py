@@ -12,15 +12,24 @@ import secrets
 import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from app.db.engine import DB
+from app.domain.errors import Taken
 from app.domain.ids import new_id
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
+from app.services import audit
 
 #: How long a token of a person's own works unless told otherwise.
 TOKEN_LIFE = timedelta(days=90)
+#: How long a sign-in lasts after it was last used, and at most.
+SESSION_LIFE, LONGEST_SESSION = timedelta(hours=12), timedelta(days=30)
+#: Longest e-mail address (RFC 5321, section 4.5.3.1).
+MAX_EMAIL = 320
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -38,6 +47,7 @@ class User:
     name: str
     role: UserRole
     created_at: datetime
+    disabled_at: datetime | None = None
 
 
 def make_token(kind: TokenKind) -> tuple[str, str, bytes]:
@@ -64,29 +74,49 @@ async def first_administrator() -> str | None:
         if await DB.fetch_one("SELECT id FROM app_user LIMIT 1"):
             return None
         user_id = await add_user("Administrator", UserRole.ADMIN)
+        await audit.note("userCreate", audit.Subject("User", user_id), role=UserRole.ADMIN)
         return await add_token(user_id, "first sign-in", frozenset(TokenScope))
 
 
-async def add_user(name: str, role: UserRole, email: str | None = None) -> UUID:
+async def add_user(name: str, role: UserRole, email: str | None = None, password_hash: str | None = None) -> UUID:
+    """Raises `Taken` where the address is another person's."""
     identity = new_id()
-    await DB.fetch(
-        "INSERT INTO app_user (id, email, name, role, created_at) VALUES ($1, $2, $3, $4, now())",
-        identity, email, name, role.value,
-    )  # fmt: skip
+    try:
+        async with DB.transaction():
+            await DB.fetch(
+                "INSERT INTO app_user (id, email, name, role, password_hash, created_at) "
+                "VALUES ($1, $2, $3, $4, $5, now())",
+                identity, email, name, role.value, password_hash,
+            )  # fmt: skip
+    except asyncpg.UniqueViolationError as error:
+        raise Taken("another person has this address", "email") from error
     return identity
 
 
 async def add_token(
-    user_id: UUID, name: str, scopes: frozenset[TokenScope], life: timedelta | None = TOKEN_LIFE
+    user_id: UUID,
+    name: str,
+    scopes: frozenset[TokenScope],
+    life: timedelta | None = TOKEN_LIFE,
+    kind: TokenKind = TokenKind.PERSONAL,
 ) -> str:
-    """Makes a token; its text exists only in the answer."""
-    text, identity, digest = make_token(TokenKind.PERSONAL)
+    """Makes a token; its text exists only in the answer.
+
+    Args:
+        life: How long it works; None: for ever.
+    """
+    text, identity, digest = make_token(kind)
     await DB.fetch(
-        'INSERT INTO access_token (id, "user", kind, name, secret_sha256, scopes, created_at, expires_at) '
-        "VALUES ($1, $2, $3, $4, $5, $6, now(), now() + $7::interval)",
-        identity, user_id, TokenKind.PERSONAL.value, name, digest, sorted(scopes), life,
+        'INSERT INTO access_token (id, public_id, "user", kind, name, secret_sha256, scopes, address, created_at, '
+        "expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now(), now() + $9::interval)",
+        identity, new_id(), user_id, kind.value, name, digest, sorted(scopes), audit.actor().address, life,
     )  # fmt: skip
     return text
+
+
+def id_of(token: str) -> str:
+    """The part of a token's text that may be shown."""
+    return token[5:17]
 
 
 async def viewer_of(token: str) -> Viewer | None:
@@ -95,7 +125,7 @@ async def viewer_of(token: str) -> Viewer | None:
     if match is None or not hmac.compare_digest(_checksum(token[:-6]), match["crc"]):
         return None
     row = await DB.fetch_one(
-        "SELECT t.secret_sha256, t.scopes, u.id, u.role, "
+        "SELECT t.secret_sha256, t.scopes, t.kind, t.expires_at, u.id, u.role, "
         "(t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) AND u.disabled_at IS NULL) AS works, "
         "(t.last_used_at IS NULL OR t.last_used_at < now() - interval '1 minute') AS is_quiet "
         'FROM access_token t JOIN app_user u ON u.id = t."user" WHERE t.id = $1',
@@ -107,11 +137,33 @@ async def viewer_of(token: str) -> Viewer | None:
         return None
     if row["is_quiet"]:
         # At most once a minute, so that reading costs no write.
-        await DB.fetch("UPDATE access_token SET last_used_at = now() WHERE id = $1", match["id"])
+        row |= (await touch([match["id"]])).get(match["id"], {})
     scopes = frozenset(TokenScope(scope) for scope in row["scopes"])
-    return Viewer(row["id"], match["id"], UserRole(row["role"]), scopes)
+    return Viewer(
+        row["id"], match["id"], UserRole(row["role"]), scopes, kind=TokenKind(row["kind"]), expires_at=row["expires_at"]
+    )
+
+
+async def touch(token_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Notes that these tokens are in use, which makes a sign-in last longer; when each ends, by its id."""
+    rows = await DB.fetch(
+        "UPDATE access_token SET last_used_at = now(), expires_at = CASE WHEN kind = 's' THEN "
+        "least(now() + $2::interval, created_at + $3::interval) ELSE expires_at END "
+        "WHERE id = ANY($1::text[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) "
+        "RETURNING id, expires_at",
+        token_ids, SESSION_LIFE, LONGEST_SESSION,
+    )  # fmt: skip
+    return {row["id"]: {"expires_at": row["expires_at"]} for row in rows}
 
 
 async def users(ids: list[UUID]) -> dict[UUID, User]:
-    rows = await DB.fetch("SELECT id, email, name, role, created_at FROM app_user WHERE id = ANY($1::uuid[])", ids)
-    return {r["id"]: User(r["id"], r["email"], r["name"], UserRole(r["role"]), r["created_at"]) for r in rows}
+    rows = await DB.fetch(f"SELECT {USER} FROM app_user WHERE id = ANY($1::uuid[])", ids)
+    return {row["id"]: user(row) for row in rows}
+
+
+#: The columns of a `User`.
+USER = "id, email, name, role, created_at, disabled_at"
+
+
+def user(row: dict[str, Any]) -> User:
+    return User(row["id"], row["email"], row["name"], UserRole(row["role"]), row["created_at"], row["disabled_at"])

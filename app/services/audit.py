@@ -37,10 +37,15 @@ class Subject:
 _acting: ContextVar[Actor] = ContextVar("acting", default=Actor())  # noqa: B039 -- it is frozen
 
 
+def actor() -> Actor:
+    """Who acts in this task."""
+    return _acting.get()
+
+
 @contextmanager
-def acting(actor: Actor) -> Generator[None, None, None]:
+def acting(who: Actor) -> Generator[None, None, None]:
     """What is noted inside was done by this actor."""
-    token = _acting.set(actor)
+    token = _acting.set(who)
     try:
         yield
     finally:
@@ -55,10 +60,10 @@ async def note(action: str, subject: Subject | None = None, *, refusal: str | No
         refusal: Code of the refusal; None where it was done.
         detail: What changed; the caller leaves secrets out.
     """
-    actor = _acting.get()
+    who = _acting.get()
     await DB.fetch(
         "INSERT INTO audit_entry (id, actor, token, action, subject_type, subject, refusal, detail, address, "
         "created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9, now())",
-        new_id(), actor.user_id, actor.token_id, action, subject and subject.type, subject and subject.key, refusal,
-        msgspec.json.encode(detail).decode(), actor.address,
+        new_id(), who.user_id, who.token_id, action, subject and subject.type, subject and subject.key, refusal,
+        msgspec.json.encode(detail).decode(), who.address,
     )  # fmt: skip

@@ -5,10 +5,11 @@ import strawberry
 from app.graphql.mutations.bots import BotMutations
 from app.graphql.mutations.messages import MessageMutations
 from app.graphql.mutations.models import ModelMutations
+from app.graphql.mutations.people import PeopleMutations
 
 
 @strawberry.type(
     description="Everything that can be changed. Each mutation takes one `input` and answers with one payload."
 )
-class Mutation(BotMutations, MessageMutations, ModelMutations):
+class Mutation(BotMutations, MessageMutations, ModelMutations, PeopleMutations):
     """Put together from one class a noun."""

@@ -11,11 +11,12 @@ from app.domain.states import TokenScope
 from app.graphql.context import Context, Info
 from app.graphql.permissions import Rule, query
 from app.graphql.types import node, page
+from app.graphql.types.access_token import AccessToken
 from app.graphql.types.bot import Bot
 from app.graphql.types.model_provider import ModelProvider
 from app.graphql.types.node import Node
 from app.graphql.types.user import User
-from app.services import accounts, models
+from app.services import accounts, models, tokens
 
 #: Reads objects of one type that the caller may see; whatever it may not see is left out.
 Load = Callable[[Context, list[UUID]], Awaitable[dict[UUID, Node]]]
@@ -38,12 +39,16 @@ async def _providers(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
 
 async def _users(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     viewer = context.caller
-    people = [key for key in keys if viewer.writes_all or key == viewer.user_id]
+    people = [key for key in keys if viewer.may(TokenScope.ADMIN) or key == viewer.user_id]
     return {key: User.from_row(row, viewer) for key, row in (await accounts.users(people)).items()}
 
 
+async def _tokens(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    return {key: AccessToken.from_row(row) for key, row in (await tokens.by_ids(context.caller, keys)).items()}
+
+
 #: One entry for each type that implements `Node`; a test holds it equal to the schema.
-LOADS: dict[str, Load] = {"Bot": _bots, "ModelProvider": _providers, "User": _users}
+LOADS: dict[str, Load] = {"Bot": _bots, "ModelProvider": _providers, "User": _users, "AccessToken": _tokens}
 
 
 async def load(context: Context, ids: list[str]) -> list[Node | None]:

@@ -18,6 +18,7 @@ from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 from strawberry.types.unset import UNSET, UnsetType
 
 from app.graphql.context import Context, Services, bearer
+from app.graphql.queries import nodes
 from app.graphql.schema import INTERNAL, schema, text_hash
 from app.graphql.transport.socket import Socket
 
@@ -40,6 +41,7 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
         services: Services = scope["litestar_app"].state.services
         return Context(
             services=services,
+            find=nodes.load,
             schema_hash=schema_hash,
             token=bearer(headers.get(b"authorization", b"").decode("latin-1")),
             request_id=scope.get("state", {}).get("request_id") or secrets.token_hex(8),
@@ -87,8 +89,10 @@ def controller(path: str, allowed_origins: tuple[str, ...] = ()) -> type[Any]:
             given = (context.connection_params or {}).get("authorization")
             if isinstance(given, str):
                 context.token = bearer(given) or given
-            if await context.viewer() is None:
+            viewer = await context.viewer()
+            if viewer is None or context.peer is None:
                 raise ConnectionRejectionError
+            context.services.connections.admit(context.peer, viewer)
             return UNSET
 
         def parse_json(self, data: str | bytes) -> Any:

@@ -9,8 +9,11 @@ from typing import Any, cast
 from graphql import GraphQLError
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 
-from app.domain.errors import Unavailable
+from app.domain.errors import RateLimited, Unavailable
 from app.graphql.context import Context
+
+#: Close code for "try again later".
+TRY_AGAIN = 1013
 
 
 class Socket(BaseGraphQLTransportWSHandler[Context, None]):
@@ -22,12 +25,27 @@ class Socket(BaseGraphQLTransportWSHandler[Context, None]):
         else:
             await super().handle_message(message)
 
+    async def handle(self) -> None:
+        self.context.peer = self
+        await super().handle()
+
     async def handle_connection_init(self, message: Any) -> None:
         try:
             await super().handle_connection_init(message)
-        except Unavailable as error:
+        except (RateLimited, Unavailable) as error:
             # "Try again later": clients come back, where 4403 and 4500 would send them away.
-            await self.websocket.close(code=1013, reason=error.message)
+            await self.websocket.close(code=TRY_AGAIN, reason=error.message)
+
+    async def shut(self, code: int, reason: str) -> None:
+        """Closes the socket from outside; what it still does ends at once, so that nothing more is heard."""
+        self.connection_acknowledged = False
+        for operation_id in list(self.operations):
+            await self.cleanup_operation(operation_id)
+        await self.websocket.close(code, reason)
+
+    async def shutdown(self) -> None:
+        self.context.services.connections.release(self)
+        await super().shutdown()
 
     @staticmethod
     def _get_pre_execution_close_reason(error: GraphQLError) -> str | None:

@@ -10,6 +10,7 @@ from app.domain.states import BotStatus, DesiredState, RestartMode, TokenScope
 from app.domain.viewer import Viewer
 from app.graphql.context import Info, user_loader
 from app.graphql.types import node
+from app.graphql.types.actor import Actor
 from app.graphql.types.enums import BotAction, BotDesiredState
 from app.graphql.types.page import PageInfo
 from app.graphql.types.user import User
@@ -73,7 +74,7 @@ class BotConfig:
 
 
 @strawberry.type(description="One OpenClaw bot: its settings, its process and everything that hangs on it.")
-class Bot(node.Node):
+class Bot(node.Node, Actor):
     database_id: str = strawberry.field(description="Key in the database, as it stands in room names.")
     name: str = strawberry.field(description="Name shown to people.")
     agent_id: str = strawberry.field(

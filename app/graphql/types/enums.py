@@ -139,6 +139,9 @@ class UserErrorCode(Enum):
     GATEWAY_FAILED = strawberry.enum_value(
         "GATEWAY_FAILED", description="The bot's process did not do what was asked in time."
     )
+    CREDENTIALS_REFUSED = strawberry.enum_value(
+        "CREDENTIALS_REFUSED", description="The credentials were refused."
+    )
 
 
 @strawberry.enum(description="Who said a message.")
