@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -35,8 +35,45 @@ def main() -> None:
     schema_.add_argument("path", nargs="?", help="file to write")
     openclaw_ = commands.add_parser("openclaw", help="install a version of OpenClaw into the cache folder")
     openclaw_.add_argument("version")
+    _add_people(commands)
     arguments = parser.parse_args()
     sys.exit(_run(arguments))
+
+
+def _add_people(commands: Any) -> None:
+    who = "e-mail address or id of a person"
+    users = commands.add_parser("users", help="list people, add one, shut one out, let a lost administrator in again")
+    deeds = users.add_subparsers(dest="deed", required=True)
+    deeds.add_parser("list", help="everyone with an account")
+    add = deeds.add_parser("add", help="make an account; asks for its first password")
+    add.add_argument("email", help="address for signing in")
+    add.add_argument("--name", help="name shown to people; the part before @ when absent")
+    add.add_argument("--role", choices=("admin", "member", "observer"), default="member")
+    add.add_argument("--no-password", action="store_true", help="print a token instead of asking for a password")
+    for deed, help_ in (
+        ("password", "set a password, and end the person's sign-ins"),
+        ("disable", "shut a person out, tokens and open sockets included"),
+        ("enable", "let a person in again"),
+    ):
+        deeds.add_parser(deed, help=help_).add_argument("who", help=who)
+    role = deeds.add_parser("role", help="change what a person may do")
+    role.add_argument("who", help=who)
+    role.add_argument("role", choices=("admin", "member", "observer"))
+    reset = deeds.add_parser("reset", help="let a lost administrator in again: prints a token that works for a day")
+    reset.add_argument("who", nargs="?", help=f"{who}; the first administrator when absent")
+    tokens = commands.add_parser("tokens", help="list, make and revoke access tokens")
+    deeds = tokens.add_subparsers(dest="deed", required=True)
+    deeds.add_parser("list", help="tokens that work").add_argument("who", nargs="?", help=f"{who}; all when absent")
+    create = deeds.add_parser("create", help="make a token for a program")
+    create.add_argument("who", help=who)
+    create.add_argument("--name", required=True, help="what it is for")
+    create.add_argument("--scope", action="append", required=True, help="what it may do, for example fleet_read; again")
+    life = create.add_mutually_exclusive_group()
+    life.add_argument("--days", type=int, default=90, help="days it works (90)")
+    life.add_argument("--never-ends", action="store_true", help="let it work until it is revoked")
+    deeds.add_parser("revoke", help="end a token and close its sockets").add_argument(
+        "token", help="its id, as `clawnet tokens list` shows it"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -51,6 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 return anyio.run(_serve, not arguments.no_openclaw)
             case "migrate":
                 return anyio.run(_migrate)
+            case "users" | "tokens":
+                return anyio.run(_people, arguments)
             case "schema":
                 return _schema(arguments.path)
             case _:
@@ -153,10 +192,16 @@ def _welcome(token: str | None, address: tuple[str, int]) -> None:
 
 async def _migrate() -> int:
     from app import settings  # noqa: PLC0415
-    from app.main import migrated  # noqa: PLC0415
+    from app.main import database  # noqa: PLC0415
 
-    await migrated(settings.load(os.environ), _say)
-    return 0
+    async with database(settings.load(os.environ), _say):
+        return 0
+
+
+async def _people(arguments: argparse.Namespace) -> int:
+    from app.commands import people  # noqa: PLC0415
+
+    return await people.run(arguments)
 
 
 async def _install(version: str) -> int:

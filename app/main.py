@@ -305,7 +305,9 @@ def protect() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0)
 
 
-async def migrated(settings: Settings, say: Say) -> None:
-    """Brings the database up to date, and nothing else."""
+@asynccontextmanager
+async def database(settings: Settings, say: Say) -> AsyncGenerator[None, None]:
+    """The database, open and up to date, and nothing else: for commands beside a server or without one."""
     async with AsyncExitStack() as stack:
         await _open_database(stack, settings, say)
+        yield

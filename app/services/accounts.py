@@ -67,11 +67,11 @@ def _checksum(body: str) -> str:
 
 
 async def first_administrator() -> str | None:
-    """Makes the first administrator with one token; the token's text, or None where somebody is there already."""
+    """Makes the first administrator with one token; the token's text, or None where there is one already."""
     async with DB.transaction():
         # The one row of the installation serialises two servers that start together.
         await DB.fetch("SELECT id FROM installation FOR UPDATE")
-        if await DB.fetch_one("SELECT id FROM app_user LIMIT 1"):
+        if await DB.fetch_one("SELECT id FROM app_user WHERE role = 'ADMIN' LIMIT 1"):
             return None
         user_id = await add_user("Administrator", UserRole.ADMIN)
         await audit.note("userCreate", audit.Subject("User", user_id), role=UserRole.ADMIN)

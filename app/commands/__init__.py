@@ -1,0 +1,1 @@
+"""What the `clawnet` command does besides serving: each works on the database, with or without a running server."""
