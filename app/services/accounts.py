@@ -22,7 +22,8 @@ from app.domain.errors import Taken
 from app.domain.ids import new_id
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
-from app.services import audit
+from app.services import audit, pages
+from app.services.pages import Order, Page, Stretch, Where
 
 #: How long a token of a person's own works unless told otherwise.
 TOKEN_LIFE = timedelta(days=90)
@@ -30,6 +31,10 @@ TOKEN_LIFE = timedelta(days=90)
 SESSION_LIFE, LONGEST_SESSION = timedelta(hours=12), timedelta(days=30)
 #: Longest e-mail address (RFC 5321, section 4.5.3.1).
 MAX_EMAIL = 320
+
+#: The columns of a `User`.
+USER = "id, email, name, role, created_at, disabled_at"
+_AS_THEY_CAME = Order("users", "created_at", pages.time)
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -161,8 +166,13 @@ async def users(ids: list[UUID]) -> dict[UUID, User]:
     return {row["id"]: user(row) for row in rows}
 
 
-#: The columns of a `User`.
-USER = "id, email, name, role, created_at, disabled_at"
+async def page(stretch: Stretch) -> Page[User]:
+    """Everyone with an account, in the order in which they came."""
+    return await pages.read(USER, "app_user", Where(), _AS_THEY_CAME, stretch, user)
+
+
+async def count() -> int:
+    return await pages.count("app_user", Where())
 
 
 def user(row: dict[str, Any]) -> User:

@@ -18,7 +18,8 @@ from app.domain.errors import Blank, ClawNetError, Invalid, LimitReached, NotFou
 from app.domain.ports import WakeRooms
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
-from app.services import accounts, audit, rooms, words
+from app.services import accounts, audit, pages, rooms, words
+from app.services.pages import Order, Page, Stretch, Where
 
 log = structlog.get_logger()
 
@@ -89,6 +90,22 @@ async def by_ids(viewer: Viewer, ids: list[UUID]) -> dict[UUID, Token]:
         ids, viewer.writes_all and viewer.may(TokenScope.ADMIN), viewer.user_id,
     )  # fmt: skip
     return {row["public_id"]: token(row) for row in rows}
+
+
+_NEWEST_FIRST = Order("accessTokens", "created_at", pages.time, "public_id", is_descending=True)
+
+
+def _own(viewer: Viewer) -> Where:
+    return Where(f'"user" = $1 AND {WORKS}', viewer.user_id)
+
+
+async def page(viewer: Viewer, stretch: Stretch) -> Page[Token]:
+    """The viewer's own tokens that work, the newest first."""
+    return await pages.read(COLUMNS, "access_token", _own(viewer), _NEWEST_FIRST, stretch, token)
+
+
+async def count(viewer: Viewer) -> int:
+    return await pages.count("access_token", _own(viewer))
 
 
 async def create(

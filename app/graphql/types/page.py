@@ -1,8 +1,11 @@
 """Pages of a list."""
 
+from typing import Any
+
 import strawberry
 
 from app.domain.errors import BadInput
+from app.services.pages import Page, Stretch
 
 #: Items on a page where the caller names no number, and at most.
 DEFAULT_SIZE, MAX_SIZE = 20, 100
@@ -14,6 +17,24 @@ class PageInfo:
     has_previous_page: bool = strawberry.field(description="Items come before `startCursor`.")
     start_cursor: str | None = strawberry.field(description="Cursor of the first item; null on an empty page.")
     end_cursor: str | None = strawberry.field(description="Cursor of the last item; null on an empty page.")
+
+    @classmethod
+    def of(cls, page: Page[Any]) -> "PageInfo":
+        cursors = [cursor for cursor, _ in page.items]
+        return cls(
+            has_next_page=page.has_next,
+            has_previous_page=page.has_previous,
+            start_cursor=cursors[0] if cursors else None,
+            end_cursor=cursors[-1] if cursors else None,
+        )
+
+
+def stretch(
+    first: int | None = None, after: str | None = None, last: int | None = None, before: str | None = None
+) -> Stretch:
+    """The part of a list that the four arguments mean. Raises `BadInput`."""
+    first, last = sizes(first, last)
+    return Stretch(first=first, after=after, last=last, before=before)
 
 
 def sizes(first: int | None, last: int | None) -> tuple[int | None, int | None]:
