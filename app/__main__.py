@@ -56,6 +56,9 @@ def _add_people(commands: Any) -> None:
         ("enable", "let a person in again"),
     ):
         deeds.add_parser(deed, help=help_).add_argument("who", help=who)
+    email = deeds.add_parser("email", help="change the address a person signs in with")
+    email.add_argument("who", help=who)
+    email.add_argument("email")
     role = deeds.add_parser("role", help="change what a person may do")
     role.add_argument("who", help=who)
     role.add_argument("role", choices=("admin", "member", "observer"))

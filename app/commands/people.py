@@ -63,6 +63,8 @@ def _changes(deed: str, arguments: argparse.Namespace, user: User) -> dict[str, 
     match deed:
         case "password":
             return {"password": _new_password(user.email, user.name)}
+        case "email":
+            return {"email": arguments.email}
         case "role":
             return {"role": UserRole(arguments.role.upper())}
         case _:
@@ -93,6 +95,8 @@ async def _reset(people: People, who: str | None) -> None:
     print(f"{user.email or user.name}: administrator, id {user.id}")
     await _show_token(user.id, UserRole.ADMIN, "reset", RESET_LIFE)
     print(f"It works for a day. Set a password with: clawnet users password {user.email or user.id}")
+    if user.email is None:
+        print(f"To sign in with it the person needs an address: clawnet users email {user.id} NAME@EXAMPLE.COM")
 
 
 async def _first_administrator() -> User:

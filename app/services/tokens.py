@@ -149,15 +149,21 @@ def life_until(end: datetime) -> timedelta:
 
 
 async def revoke(wake: WakeRooms, viewer: Viewer, identity: UUID) -> None:
-    """Ends a token of the viewer's own, or anybody's for administrators, and closes its sockets."""
+    """Ends a token of the viewer's own, or anybody's for administrators, and closes its sockets.
+
+    A token ends none that may more than itself: a stolen one that only reads could shut everybody out.
+    """
     async with DB.transaction():
         row = await DB.fetch_one(
-            f'UPDATE access_token SET revoked_at = now() WHERE public_id = $1 AND ($2 OR "user" = $3) AND {WORKS} '
-            'RETURNING "user", name',
+            f'SELECT id, "user", name, scopes FROM access_token WHERE public_id = $1 AND ($2 OR "user" = $3) AND {WORKS} '
+            "FOR NO KEY UPDATE",
             identity, viewer.writes_all and viewer.may(TokenScope.ADMIN), viewer.user_id,
         )  # fmt: skip
         if row is None:
             raise NotFound("there is no such access token", "accessTokenId")
+        if not viewer.scopes.issuperset(row["scopes"]):
+            raise Invalid("that token may do more than yours; sign in to end it", "accessTokenId")
+        await DB.fetch("UPDATE access_token SET revoked_at = now() WHERE id = $1", row["id"])
         await audit.note("accessTokenRevoke", audit.Subject("AccessToken", identity), name=row["name"])
         await tell(wake, row["user"])
 

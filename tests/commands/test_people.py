@@ -51,6 +51,9 @@ async def test_a_lost_administrator_gets_in_again(database: dict[str, Any], tmp_
         again = api.signed_in(secret_in(await clawnet("users", "reset")))
         assert (await again.run(VIEWER)) == {"id": me, "name": "Administrator", "email": None, "role": "ADMIN"}
         # A password needs an address to go with it.
+        await clawnet("users", "password", str(row["id"]), types=f"{PASSWORD}\n")
+        await clawnet("users", "email", str(row["id"]), "root@example.com")
+        assert (await (await signed_in(api, "Root")).run(VIEWER))["id"] == me
         made = await clawnet("users", "add", "ada@example.com", "--role", "admin", types=f"{PASSWORD}\n")
         assert "ada@example.com: admin" in made
         await signed_in(api, "Ada")

@@ -312,3 +312,37 @@ async def test_no_more_sockets_than_a_person_may_have(database: dict[str, Any], 
                         break
                     except websockets.ConnectionClosed:
                         await asyncio.sleep(0.05)
+
+
+async def test_a_flood_of_sign_ins_is_sent_away_and_told_for_how_long(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path, CLAWNET_RATE_SIGN_IN="5") as api:
+        await account(api)
+        nobody = api.signed_in(None)
+        given = {"email": "mia@example.com", "password": "wrong horse battery"}
+        answers = await asyncio.gather(*(nobody.ask(SIGN_IN, input=given) for _ in range(500)))
+        refused = [a["errors"][0]["extensions"] for a in answers if "errors" in a]
+        assert len(refused) == 495
+        assert {e["code"] for e in refused} == {"RATE_LIMITED"}
+        assert all(0 < e["retryAfterMs"] <= 60_000 for e in refused)
+        assert all(a["data"] is None or code(a["data"]["signIn"]) == "CREDENTIALS_REFUSED" for a in answers)
+        body = {"query": SIGN_IN, "variables": {"input": given}}
+        answer = await api.http.post(f"{api.url}/graphql", json=body)
+        assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (429, True)
+        # Who has a token is not held up by that.
+        assert await api.run(VIEWER) is not None
+
+
+async def test_more_sign_ins_at_once_than_there_are_cores_wait_or_are_sent_away(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path, CLAWNET_RATE_SIGN_IN="0", CLAWNET_RATE_MUTATION="0") as api:
+        await account(api)
+        given = {"email": "mia@example.com", "password": PASSWORD}
+        nobody = api.signed_in(None)
+        answers = await asyncio.gather(*(nobody.ask(SIGN_IN, input=given) for _ in range(100)))
+        let_in = [a for a in answers if a.get("data") and a["data"]["signIn"]["accessToken"]]
+        sent_away = [a for a in answers if "errors" in a]
+        assert len(let_in) + len(sent_away) == 100
+        assert len(let_in) >= 22
+        assert {a["errors"][0]["extensions"]["code"] for a in sent_away} == {"RATE_LIMITED"}
+        await signed_in(api)
