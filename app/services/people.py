@@ -103,7 +103,8 @@ class People:
         """Changes the viewer's own password, and ends the person's other sign-ins."""
         row = await DB.fetch_one("SELECT email, name, password_hash FROM app_user WHERE id = $1", viewer.user_id)
         assert row is not None  # The viewer is signed in.
-        self._limits.sign_in(row["email"] or str(viewer.user_id), audit.actor().address)
+        # Counted apart from sign-ins with the address, or strangers could keep the person from changing it.
+        self._limits.sign_in(str(viewer.user_id), audit.actor().address)
         if row["password_hash"] is None:
             raise Conflict("no password is set; an administrator sets the first one with userUpdate", "currentPassword")
         if not await self._passwords.fits(current, row["password_hash"]):
