@@ -74,7 +74,9 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
         ws_ping_timeout=WS_PING_TIMEOUT,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=DRAIN,
-        proxy_headers=False,
+        # With no proxy named, what the peer says of itself is not even read.
+        proxy_headers=bool(settings.clawnet_trusted_proxies),
+        forwarded_allow_ips=list(settings.clawnet_trusted_proxies),
         server_header=False,
         access_log=False,
         log_config=None,

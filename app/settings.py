@@ -24,6 +24,8 @@ from app.vault import Secret
 PORT_FAMILY = 120
 #: The OpenClaw that bots run unless told otherwise.
 OPENCLAW_VERSION = "2026.9.6"
+#: Largest limit that can be asked for; who wants more wants none.
+MOST = 100_000_000
 #: Name of the settings file in the data folder.
 FILE_NAME = "clawnet.toml"
 
@@ -31,6 +33,8 @@ _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?")
+#: What browsers leave out of an origin.
+_PORTS = {"http": 80, "https": 443}
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -72,8 +76,24 @@ class Settings:
     #: `debug`, `info`, `warning` or `error`.
     clawnet_log_level: str
     clawnet_node: str
+    #: Open sockets one person, and one client's address, may have; 0: any number.
+    clawnet_sockets_per_user: int
+    clawnet_sockets_per_address: int
+    #: What one caller may use in a minute: cost of queries, mutations, tries to sign in, new sockets; 0: no limit.
+    clawnet_rate_query: int
+    clawnet_rate_mutation: int
+    clawnet_rate_sign_in: int
+    clawnet_rate_connect: int
+    #: Addresses and networks of reverse proxies whose word counts on who the client is.
+    clawnet_trusted_proxies: tuple[str, ...]
+    #: Origins of pages elsewhere that may ask.
+    clawnet_allowed_origins: tuple[str, ...]
+    #: What `clawnet backup` and `clawnet restore` encrypt with, in a file; None: asked for at a terminal.
+    clawnet_backup_passphrase_file: Path | None
     #: For tests only: multiplies the waits between two starts of a failing bot.
     clawnet_backoff_scale: float
+    #: For tests only: seconds after which a machine's lease that was not renewed may be taken.
+    clawnet_lease: float
 
     #: What the person who starts the server should know; one sentence each.
     warnings: tuple[str, ...]
@@ -118,7 +138,17 @@ def load(environ: Mapping[str, str]) -> Settings:
         clawnet_node=source.match(
             "CLAWNET_NODE", socket.gethostname(), _NODE, "a name of up to 63 letters, digits, dots, - and _"
         ),
+        clawnet_sockets_per_user=source.integer("CLAWNET_SOCKETS_PER_USER", 20, 0, MOST),
+        clawnet_sockets_per_address=source.integer("CLAWNET_SOCKETS_PER_ADDRESS", 200, 0, MOST),
+        clawnet_rate_query=source.integer("CLAWNET_RATE_QUERY", 6_000, 0, MOST),
+        clawnet_rate_mutation=source.integer("CLAWNET_RATE_MUTATION", 1_200, 0, MOST),
+        clawnet_rate_sign_in=source.integer("CLAWNET_RATE_SIGN_IN", 20, 0, MOST),
+        clawnet_rate_connect=source.integer("CLAWNET_RATE_CONNECT", 600, 0, MOST),
+        clawnet_trusted_proxies=source.proxies("CLAWNET_TRUSTED_PROXIES"),
+        clawnet_allowed_origins=source.origins("CLAWNET_ALLOWED_ORIGINS"),
+        clawnet_backup_passphrase_file=source.path("CLAWNET_BACKUP_PASSPHRASE_FILE", None),
         clawnet_backoff_scale=source.number("CLAWNET_BACKOFF_SCALE", 1, 0, 100, unit="a factor"),
+        clawnet_lease=source.number("CLAWNET_LEASE", 15, 0.5, 3600),
         warnings=source.warnings(),
     )
     _require_ports(settings)
@@ -217,6 +247,48 @@ class _Source:
                 "Put a reverse proxy with TLS before it."
             )
         return host
+
+    def proxies(self, name: str) -> tuple[str, ...]:
+        """Addresses and networks, each in its one spelling."""
+        return tuple(dict.fromkeys(self._proxy(name, item) for item in self._items(name)))
+
+    def _proxy(self, name: str, item: str) -> str:
+        expected = "addresses and networks such as 127.0.0.1, 10.0.0.0/8 or fd00::/8, separated by commas"
+        if item == "*":
+            self.refuse(name, "'*', with which every client could say that it is another", expected)
+        try:
+            found = ipaddress.ip_network(item)
+        except ValueError:
+            self.refuse(name, repr(item), expected)
+        if found.prefixlen == 0:
+            self.refuse(name, f"{item!r}, with which every client could say that it is another", expected)
+        return str(found) if "/" in item else str(found.network_address)
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        """Origins, each as browsers send it."""
+        return tuple(dict.fromkeys(self._origin(name, item) for item in self._items(name)))
+
+    def _origin(self, name: str, item: str) -> str:
+        expected = "origins such as https://app.example.com, without a path, separated by commas"
+        if item == "*":
+            self.refuse(name, "'*', with which any page could ask in its visitor's name", expected)
+        try:
+            parts = urlsplit(item)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            self.refuse(name, repr(item), expected)
+        if _is_address(host):
+            host = str(ipaddress.ip_address(host))
+        elif not _is_host_name(host):
+            self.refuse(name, repr(item), expected)
+        found = f"{parts.scheme}://" + (f"[{host}]" if ":" in host else host)
+        as_written = found if port is None else f"{found}:{port}"
+        if parts.scheme not in _PORTS or item.lower() != as_written:
+            self.refuse(name, repr(item), expected)
+        return found if port == _PORTS[parts.scheme] else as_written
+
+    def _items(self, name: str) -> list[str]:
+        return [item for part in (self.text(name) or "").split(",") if (item := part.strip())]
 
     def database_url(self, name: str) -> Secret | None:
         text = self.text(name)

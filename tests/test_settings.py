@@ -30,6 +30,10 @@ def test_nothing_needs_to_be_set(tmp_path: Path):
     assert (found.clawnet_openclaw_version, found.clawnet_shutdown) == ("2026.9.6", "stop")
     assert (found.clawnet_stop_grace, found.clawnet_health_interval, found.clawnet_start_budget) == (20, 10, 120)
     assert (found.clawnet_log_level, found.clawnet_backoff_scale) == ("info", 1)
+    assert (found.clawnet_sockets_per_user, found.clawnet_sockets_per_address) == (20, 200)
+    assert (found.clawnet_rate_query, found.clawnet_rate_mutation) == (6_000, 1_200)
+    assert (found.clawnet_rate_sign_in, found.clawnet_rate_connect) == (20, 600)
+    assert (found.clawnet_trusted_proxies, found.clawnet_allowed_origins) == ((), ())
     assert found.warnings == ()
 
 
@@ -85,6 +89,34 @@ WRONG = [
     ("CLAWNET_LOG_LEVEL", "trace", "'trace'; expected one of debug, info, warning, error"),
     ("CLAWNET_OPENCLAW_VERSION", "latest", "'latest'; expected a version such as 2026.9.6"),
     ("CLAWNET_NODE", "two words", "'two words'; expected a name of up to 63"),
+    ("CLAWNET_RATE_QUERY", "-1", "'-1'; expected a whole number from 0 to 100000000"),
+    ("CLAWNET_RATE_MUTATION", "many", "'many'; expected a whole number from 0"),
+    ("CLAWNET_RATE_SIGN_IN", "1.5", "'1.5'; expected a whole number from 0"),
+    ("CLAWNET_RATE_CONNECT", "100000001", "'100000001'; expected a whole number from 0 to 100000000"),
+    ("CLAWNET_SOCKETS_PER_USER", "off", "'off'; expected a whole number from 0"),
+    ("CLAWNET_SOCKETS_PER_ADDRESS", "", "empty; expected a value"),
+    ("CLAWNET_TRUSTED_PROXIES", "*", "'*', with which every client could say that it is another; expected addresses"),
+    ("CLAWNET_TRUSTED_PROXIES", "10.0.0.1, *", "'*', with which every client could say that it is another"),
+    ("CLAWNET_TRUSTED_PROXIES", "0.0.0.0/0", "'0.0.0.0/0', with which every client could say that it is another"),
+    ("CLAWNET_TRUSTED_PROXIES", "::/0", "'::/0', with which every client could say that it is another"),
+    ("CLAWNET_TRUSTED_PROXIES", "10.0.0.1/8", "'10.0.0.1/8'; expected addresses and networks such as 127.0.0.1, 10"),
+    ("CLAWNET_TRUSTED_PROXIES", "10.0.0.1:80", "'10.0.0.1:80'; expected addresses and networks"),
+    ("CLAWNET_TRUSTED_PROXIES", "[::1]", "'[::1]'; expected addresses and networks"),
+    ("CLAWNET_TRUSTED_PROXIES", "10.0.0.1 10.0.0.2", "'10.0.0.1 10.0.0.2'; expected addresses and networks"),
+    ("CLAWNET_TRUSTED_PROXIES", "proxy.example.com", "'proxy.example.com'; expected addresses and networks"),
+    ("CLAWNET_ALLOWED_ORIGINS", "*", "'*', with which any page could ask in its visitor's name; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://*.example.com", "'https://*.example.com'; expected origins such as https"),
+    ("CLAWNET_ALLOWED_ORIGINS", "app.example.com", "'app.example.com'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "null", "'null'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://app.example.com/", "'https://app.example.com/'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://app.example.com/x?y#z", "'https://app.example.com/x?y#z'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://me@app.example.com", "'https://me@app.example.com'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://app.example.com:x", "'https://app.example.com:x'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://app.example.com:", "'https://app.example.com:'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "wss://app.example.com", "'wss://app.example.com'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://", "'https://'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "http://[::1", "'http://[::1'; expected origins"),
+    ("CLAWNET_ALLOWED_ORIGINS", "https://ä.example", "'https://ä.example'; expected origins"),
     ("CLAWNET_DATA_DIR", " ", "empty; expected the path of a folder"),
     ("CLAWNET_DATA_DIR", "/dev/null", "'/dev/null', which is a file; expected a folder"),
     ("CLAWNET_CACHE_DIR", "/dev/null", "'/dev/null', which is a file; expected a folder"),
@@ -201,6 +233,27 @@ def test_files_with_secrets_that_others_read_are_said(environ: dict[str, str], t
     )
     file.chmod(0o600)
     assert settings.load(environ).warnings == ()
+
+
+def test_lists_are_written_in_one_way(environ: dict[str, str], tmp_path: Path):
+    environ["CLAWNET_TRUSTED_PROXIES"] = " 127.0.0.1,10.0.0.0/8 ,, FD00:0::/8, ::1, 127.0.0.1,192.0.2.7/32"
+    environ["CLAWNET_ALLOWED_ORIGINS"] = (
+        "https://App.Example.com, http://localhost:3000, HTTPS://app.example.com:443, http://[::1]:3000, http://x:443"
+    )
+    found = settings.load(environ)
+    assert found.clawnet_trusted_proxies == ("127.0.0.1", "10.0.0.0/8", "fd00::/8", "::1", "192.0.2.7/32")
+    assert found.clawnet_allowed_origins == (
+        "https://app.example.com",
+        "http://localhost:3000",
+        "http://[::1]:3000",
+        "http://x:443",
+    )
+
+
+def test_limits_can_be_switched_off(environ: dict[str, str], tmp_path: Path):
+    (tmp_path / "clawnet.toml").write_text("clawnet_rate_query = 0\nclawnet_sockets_per_user = 0")
+    found = settings.load({**environ, "CLAWNET_RATE_SIGN_IN": "0"})
+    assert (found.clawnet_rate_query, found.clawnet_sockets_per_user, found.clawnet_rate_sign_in) == (0, 0, 0)
 
 
 def test_as_many_bots_as_there_are_ports(environ: dict[str, str]):

@@ -1,4 +1,4 @@
-"""Limits on what one document may ask, counted in one pass that visits each fragment once.
+"""Limits on what one document may ask, counted in one pass that visits each fragment once, and on all of a minute's.
 
 Strawberry's own limiters follow a fragment anew at each spread, which a few hundred bytes turn into seconds; here a
 fragment's counts are kept and added, and sums stop at a ceiling, so a document costs what its text costs.
@@ -6,6 +6,7 @@ fragment's counts are kept and added, and sums stop at a ceiling, so a document 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from graphql import (
     DocumentNode,
@@ -15,16 +16,26 @@ from graphql import (
     GraphQLError,
     InlineFragmentNode,
     OperationDefinitionNode,
+    OperationType,
     SelectionSetNode,
+    get_operation_ast,
 )
 from strawberry.extensions import SchemaExtension
+from strawberry.types import ExecutionContext
+
+from app.domain.errors import RateLimited, Unavailable
+from app.graphql.context import Context
+from app.graphql.cost import CEILING, MAX_COST, Costs, charged
+from app.services import limits
 
 #: Most levels of fields, fields in all (fragments counted where they are spread), aliases, and root fields.
 MAX_DEPTH, MAX_FIELDS, MAX_ALIASES, MAX_ROOT_FIELDS = 10, 300, 15, 20
 #: Introspection nests deeper by nature; it is answered from memory.
 MAX_INTROSPECTION_DEPTH = 15
-#: Where counting stops.
-CEILING = 1_000_000
+#: What a document costs that cannot run.
+FAULTY = 1
+
+TOO_COMPLEX: Final = {"code": "QUERY_TOO_COMPLEX"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,69 @@ def _refuse(size: Size) -> None:
     ):
         if found > limit:
             message = f"the operation has {found} {what}; at most {limit} are allowed"
-            raise GraphQLError(message, extensions={"code": "QUERY_TOO_COMPLEX"})
+            raise GraphQLError(message, extensions=TOO_COMPLEX)
+
+
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What an operation is charged; `excess` says why it may not run whoever asks."""
+
+    cost: int
+    #: Root fields of a mutation, which are what it is charged for; None for anything else.
+    mutations: int | None
+    excess: str | None
+
+
+async def charge(running: ExecutionContext, costs: Costs, *, is_valid: bool) -> GraphQLError | None:
+    """Charges an operation once, before it runs; a subscription's start pays for all that it will say.
+
+    Returns:
+        Why it may not run after all; None where it may, or is not valid and would not have run anyway.
+    """
+    context: Context = running.context
+    book, who = context.services.limits, await payer(context)
+    price = _price(running, costs, book) if is_valid else _Price(FAULTY, None, None)
+    charged.set(price.cost)
+    try:
+        if price.excess is not None:
+            book.charge_query(who, FAULTY)
+            return GraphQLError(price.excess, extensions=TOO_COMPLEX)
+        if price.mutations is not None:
+            book.charge_mutation(who, price.mutations)
+        else:
+            book.charge_query(who, price.cost)
+    except RateLimited as refusal:
+        return GraphQLError(refusal.message, original_error=refusal)
+    return None
+
+
+def _price(running: ExecutionContext, costs: Costs, book: limits.Limits) -> _Price:
+    document = running.graphql_document
+    operation = get_operation_ast(document, running.operation_name) if document else None
+    assert document is not None  # It is valid.
+    assert operation is not None
+    cost = costs.of(document, operation, running.variables)
+    if operation.operation is not OperationType.MUTATION:
+        return _Price(cost, None, _excess(cost, "units", MAX_COST, book.largest_query))
+    count = _Measure(document).selection(operation.selection_set).roots
+    excess = _excess(cost, "units", MAX_COST) or _excess(count, "mutations", book.most_mutations)
+    return _Price(cost, count, excess)
+
+
+def _excess(found: int, what: str, *most: int | None) -> str | None:
+    # What not even a full allowance could pay is refused for good: waiting would not help.
+    limit = min((limit for limit in most if limit is not None), default=found)
+    return f"the operation costs {found} {what}; at most {limit} are allowed" if found > limit else None
+
+
+async def payer(context: Context) -> str:
+    """Whose allowance is used: the person's, and where nobody is known, the address's."""
+    try:
+        # A socket's person stays the same; a token that ended since stops the fields.
+        viewer = context.known or await context.viewer()
+    except Unavailable:
+        viewer = None  # What needs no database must be answered without one.
+    return limits.caller(viewer and viewer.user_id, context.address)
 
 
 class _Measure:

@@ -14,6 +14,7 @@ from strawberry.types.field import StrawberryField
 
 from app.domain.errors import Denied, Forbidden, Refusal
 from app.domain.states import TokenScope
+from app.graphql import cost
 from app.graphql.context import Info
 from app.graphql.types import node
 from app.graphql.types.error import UserError
@@ -107,21 +108,27 @@ def _directives(scope: TokenScope | None) -> list[object]:
     return [] if scope is None else [Requires(scope=scope)]
 
 
-def query(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
-    """A root field that reads."""
-    return strawberry.field(
-        description=description,
-        directives=_directives(scope),
-        extensions=[_Guard(rule, scope)],
-        metadata=_metadata(rule),
-    )
+def query(
+    rule: Rule, scope: TokenScope | None, description: str, weight: int | None = None
+) -> Callable[[Callable[..., Any]], Any]:
+    """A root field that reads; a list's cost is known by its arguments, `weight` is what one look at it takes."""
+
+    def declare(resolver: Callable[..., Any]) -> Any:
+        return strawberry.field(
+            description=description,
+            directives=[*cost.directives(resolver, weight), *_directives(scope)],
+            extensions=[_Guard(rule, scope)],
+            metadata=_metadata(rule),
+        )(resolver)
+
+    return declare
 
 
 def mutation(rule: Rule, scope: TokenScope | None, description: str) -> Callable[[Callable[..., Any]], Any]:
     """A root field that changes something: one `input`, one payload."""
     return strawberry.mutation(
         description=description,
-        directives=_directives(scope),
+        directives=[cost.Cost(weight=cost.MUTATION), *_directives(scope)],
         extensions=[_Guard(rule, scope), _Payloads()],
         metadata=_metadata(rule),
     )

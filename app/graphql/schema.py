@@ -1,22 +1,27 @@
 """The schema, its text, and what clients are told of errors."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
+from functools import cached_property
 
 import strawberry
 import structlog
 from graphql import GraphQLError, GraphQLSyntaxError
 from strawberry.exceptions import MissingQueryError
 from strawberry.extensions import MaxTokensLimiter, SchemaExtension
+from strawberry.extensions.runner import SchemaExtensionsRunner
 from strawberry.printer import print_schema
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionContext
+from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
-from app.domain.errors import ClawNetError, Denied, Refusal
-from app.graphql import permissions
+from app.domain.errors import ClawNetError, Denied, RateLimited, Refusal
+from app.graphql import cost, guard, permissions
+from app.graphql.context import Context
 from app.graphql.guard import QueryGuard
 from app.graphql.mutations import Mutation
 from app.graphql.queries import Query
@@ -27,6 +32,9 @@ log = structlog.get_logger()
 
 #: Lexical tokens a document may have.
 MAX_TOKENS = 1_000
+
+#: HTTP's status for callers who ask for too much.
+TOO_MANY_REQUESTS = 429
 
 INTERNAL = "Something went wrong on the server; the request id finds it in its log."
 
@@ -52,7 +60,27 @@ class NeedsStream(SchemaExtension):
 
 
 class Schema(strawberry.Schema):
-    """Tells clients what they can use of an error, and the log the rest."""
+    """Charges each operation before it runs, and tells clients what they can use of an error, and the log the rest."""
+
+    @cached_property
+    def costs(self) -> cost.Costs:
+        return cost.Costs(self._schema)
+
+    async def _prepare_operation_async(
+        self, context: ExecutionContext, extensions_runner: SchemaExtensionsRunner
+    ) -> PreExecutionError | None:
+        # Every operation passes here, on whatever transport, when it is known whether it is valid and nothing ran yet.
+        try:
+            fault = await super()._prepare_operation_async(context, extensions_runner)
+        except _NO_OPERATION as error:
+            if refused := await self._charge(context, is_valid=False):
+                return refused
+            raise error from error.__cause__
+        return await self._charge(context, is_valid=fault is None) or fault
+
+    async def _charge(self, running: ExecutionContext, *, is_valid: bool) -> PreExecutionError | None:
+        refused = await guard.charge(running, self.costs, is_valid=is_valid)
+        return PreExecutionError(data=None, errors=[refused]) if refused else None
 
     def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         request_id = getattr(execution_context and execution_context.context, "request_id", "")
@@ -64,12 +92,31 @@ class Schema(strawberry.Schema):
             elif not isinstance(error.original_error, ClawNetError):
                 error.message = _QUOTED.sub("", error.message)
             error.extensions = {**(error.extensions or {}), "code": code, "requestId": request_id}
+            if isinstance(refusal := _original(error), RateLimited):
+                _say_when(refusal, error, execution_context and execution_context.context)
 
 
-def _code(error: GraphQLError) -> str:
+def _say_when(refusal: RateLimited, error: GraphQLError, context: Context | None) -> None:
+    """Says how long to wait: in the error, and over HTTP in its own words too."""
+    is_ever = math.isfinite(refusal.wait)
+    if is_ever:
+        error.extensions = {**(error.extensions or {}), "retryAfterMs": math.ceil(refusal.wait * 1000)}
+    if context is not None and context.response is not None:
+        context.response.status_code = TOO_MANY_REQUESTS
+        if is_ever:
+            context.response.headers["retry-after"] = str(math.ceil(refusal.wait))
+
+
+def _original(error: GraphQLError) -> BaseException | None:
+    """What a resolver raised, whatever it was wrapped in."""
     original = error.original_error
     while isinstance(original, GraphQLError):
         original = original.original_error
+    return original
+
+
+def _code(error: GraphQLError) -> str:
+    original = _original(error)
     if isinstance(original, Denied):
         return original.code
     if isinstance(original, Refusal):
@@ -113,5 +160,6 @@ def text_hash() -> str:
 
 
 def check() -> None:
-    """Refuses to go on with a root field that states no rule."""
+    """Refuses to go on with a root field that states no rule, or with a list that states no cost."""
     permissions.check(schema._schema)  # pyright: ignore[reportPrivateUsage]
+    cost.check(schema._schema)  # pyright: ignore[reportPrivateUsage]
