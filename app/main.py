@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 import structlog
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -31,9 +32,12 @@ from app.graphql.context import Services
 from app.graphql.transport.connections import Connections
 from app.graphql.transport.controller import controller
 from app.http import health, playground
+from app.http.doors import Doors
 from app.pubsub.hub import Hub
 from app.services import accounts, keys, rooms, tokens
 from app.services.bots import Bots
+from app.services.fleet import Fleet
+from app.services.limits import Limits
 from app.services.messages import Messages
 from app.services.people import People
 from app.services.recorder import Recorder
@@ -43,6 +47,8 @@ from app.supervisor.tools import Finder, Tools
 
 log = structlog.get_logger()
 
+#: Name of the file with the master key in the data folder, where no other key is given.
+KEY_FILE = "encryption.key"
 #: Largest HTTP body that is read, in bytes.
 MAX_BODY = 1024 * 1024
 #: Seconds the database has to answer before the server calls itself not ready.
@@ -70,6 +76,11 @@ class Readiness:
             found["supervisor"] = self._supervisor.failing
         return found
 
+    @property
+    def standby(self) -> str | None:
+        """Why another server supervises while this one serves the API, which it is ready for."""
+        return self._supervisor.standby
+
 
 async def _database_trouble() -> str | None:
     try:
@@ -86,7 +97,7 @@ async def _database_trouble() -> str | None:
 class Running:
     """A server that is up: its application, and what ends it."""
 
-    app: Litestar
+    app: ASGIApp
     hub: Hub
     supervisor: Supervisor
     readiness: Readiness
@@ -118,7 +129,7 @@ async def running(
     async with AsyncExitStack() as stack:
         _make_folder(settings.openclaw_base_path, "OPENCLAW_BASE_PATH")
         await _open_database(stack, settings, say)
-        opened = await keys.open_vault(await _encryption_key(settings, say))
+        opened = await keys.open_vault(await encryption_key(settings, say))
         finder = await _find_openclaw(settings, say, may_install=with_openclaw)
         token = await accounts.first_administrator()
         hub = Hub()
@@ -135,21 +146,31 @@ async def running(
         tasks.start_soon(supervisor.run)
         tasks.start_soon(_warm, finder)
         readiness = Readiness(supervisor)
-        app = create_app(services, readiness)
+        app = Doors(create_app(services, readiness, settings.clawnet_allowed_origins), services.limits)
         yield Running(app, hub, supervisor, readiness, token)
         if settings.clawnet_shutdown == "stop":
             await supervisor.stop(settings.clawnet_stop_grace if stop_budget is None else stop_budget)
 
 
-def create_app(services: Services, readiness: Readiness) -> Litestar:
-    """The application: GraphQL, health and the playground."""
+def create_app(services: Services, readiness: Readiness, origins: tuple[str, ...] = ()) -> Litestar:
+    """The application: GraphQL, health and the playground. Pages of the origins may use it from elsewhere."""
     return Litestar(
-        route_handlers=[controller("/graphql"), health.healthz, health.readyz, playground.router()],
+        route_handlers=[controller("/graphql", origins), health.healthz, health.readyz, playground.router()],
         state=State({"services": services, "readiness": readiness}),
         request_max_body_size=MAX_BODY,
         middleware=[_request_ids],
+        cors_config=_cors(origins) if origins else None,
         openapi_config=None,
         logging_config=None,
+    )
+
+
+def _cors(origins: tuple[str, ...]) -> CORSConfig:
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "OPTIONS"],
+        allow_headers=["authorization", "content-type"],
+        expose_headers=["retry-after"],
     )
 
 
@@ -166,12 +187,27 @@ def _request_ids(app: ASGIApp) -> ASGIApp:
 
 
 async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) -> None:
-    if settings.database_url is None:
-        _make_data_folder(settings.clawnet_data_dir)
-        config = await stack.enter_async_context(embedded.server(settings.clawnet_data_dir, say=say))
-    else:
+    config = await stack.enter_async_context(database_server(settings, say))
+    await stack.enter_async_context(opened_database(settings, config))
+    if applied := await migrate.run():
+        say(f"database: {applied} migration(s) applied")
+
+
+@asynccontextmanager
+async def database_server(settings: Settings, say: Say) -> AsyncGenerator[dict[str, Any], None]:
+    """The server of the settings, started or joined; yields how to connect to it."""
+    if settings.database_url is not None:
         say("database: the one DATABASE_URL names")
-        config = {"dsn": settings.database_url.reveal()}
+        yield {"dsn": settings.database_url.reveal()}
+        return
+    _make_data_folder(settings.clawnet_data_dir)
+    async with embedded.server(settings.clawnet_data_dir, say=say) as config:
+        yield config
+
+
+@asynccontextmanager
+async def opened_database(settings: Settings, config: dict[str, Any]) -> AsyncGenerator[None, None]:
+    """`DB`, open, whichever migrations it has seen."""
     try:
         await DB.open(config)
     except Unavailable as error:
@@ -181,10 +217,11 @@ async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) ->
             f"DATABASE_URL names a server that does not answer ({error.__cause__ or error}); "
             "expected a PostgreSQL, 14 or newer, that is up"
         ) from error
-    stack.push_async_callback(DB.close)
-    await migrate.check_version()
-    if applied := await migrate.run():
-        say(f"database: {applied} migration(s) applied")
+    try:
+        await migrate.check_version()
+        yield
+    finally:
+        await DB.close()
 
 
 def _make_data_folder(folder: Path) -> None:
@@ -203,11 +240,11 @@ def _make_folder(folder: Path, variable: str) -> None:
         ) from error
 
 
-async def _encryption_key(settings: Settings, say: Say) -> str:
+async def encryption_key(settings: Settings, say: Say) -> str:
     """The key as given, or the one in the file beside the data, made together with an empty database."""
     if settings.encryption_key is not None:
         return settings.encryption_key.reveal()
-    path = settings.clawnet_data_dir / "encryption.key"
+    path = settings.clawnet_data_dir / KEY_FILE
     if not path.exists():
         if await keys.are_made():
             raise KeyMismatch(
@@ -259,6 +296,8 @@ def _tools(settings: Settings, recorder: Recorder, opened: vault.Vault, finder: 
         base_path=settings.openclaw_base_path,
         base_port=settings.openclaw_base_port,
         node=settings.clawnet_node,
+        capacity=settings.openclaw_max_bots,
+        lease=settings.clawnet_lease,
         stop_grace=settings.clawnet_stop_grace,
         health_interval=settings.clawnet_health_interval,
         start_budget=settings.clawnet_start_budget,
@@ -286,15 +325,32 @@ def _services(
         # It inherits nothing of who asked, least of all a transaction.
         contextvars.Context().run(tasks.start_soon, work)
 
-    people = People(hub.wake, _Unlimited())
-    connections = Connections(hub, 20)
-    return Services(bots, Messages(bots, opened, chat), people, connections, opened, hub, supervisor.wake, background)
+    limits = _limits(settings)
+    people, connections = People(hub.wake, limits), Connections(hub, limits.sockets_per_user)
+    messages = Messages(opened, chat, supervisor.is_here)
+    return Services(
+        bots,
+        messages,
+        people,
+        connections,
+        opened,
+        hub,
+        supervisor.wake,
+        background,
+        limits=limits,
+        fleet=Fleet(settings.clawnet_lease),
+    )
 
 
-class _Unlimited:
-    """Until `services.limits` is there; whoever builds it puts it here."""
-
-    def sign_in(self, email: str, address: str | None) -> None: ...
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        query=settings.clawnet_rate_query,
+        mutation=settings.clawnet_rate_mutation,
+        sign_in=settings.clawnet_rate_sign_in,
+        connect=settings.clawnet_rate_connect,
+        sockets_per_user=settings.clawnet_sockets_per_user,
+        sockets_per_address=settings.clawnet_sockets_per_address,
+    )
 
 
 def protect() -> None:

@@ -32,6 +32,12 @@ class GatewayChat(Protocol):
     async def __call__(self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float) -> Answer: ...
 
 
+class IsHere(Protocol):
+    """Whether the bot's process, if it has one, runs on this machine and can be spoken to."""
+
+    async def __call__(self, bot_id: UUID) -> bool: ...
+
+
 class WakeRooms(Protocol):
     """Tells this process's listeners that these rooms have news."""
 

@@ -83,6 +83,14 @@ class RestartMode(StrEnum):
     ALWAYS = "ALWAYS"
 
 
+class FleetHostState(StrEnum):
+    """Whether a machine takes part."""
+
+    READY = "READY"
+    DRAINING = "DRAINING"
+    LOST = "LOST"
+
+
 class UserRole(StrEnum):
     """What a person may do."""
 

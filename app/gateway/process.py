@@ -340,6 +340,16 @@ async def holder(home: Path) -> Process | None:
     return await anyio.to_thread.run_sync(_holder, home)
 
 
+async def is_held(home: Path) -> bool:
+    """A shim keeps a process of this home, whatever any row says."""
+
+    def look() -> bool:
+        with _locked(home) as is_ours:
+            return not is_ours
+
+    return await anyio.to_thread.run_sync(look)
+
+
 async def forget(home: Path, nonce: str) -> None:
     """Remove what `run/` says of an ended gateway, once its exit is in the database."""
     await anyio.to_thread.run_sync(_forget, home, nonce)

@@ -19,6 +19,8 @@ from app.pubsub.hub import Hub
 from app.services import accounts, audit
 from app.services.accounts import User
 from app.services.bots import Bots
+from app.services.fleet import Fleet
+from app.services.limits import Limits
 from app.services.messages import Messages
 from app.services.people import People
 from app.vault import Vault
@@ -40,6 +42,9 @@ class Services:
     wake: Wake
     #: Runs work that nobody waits for, in a task group that the server owns.
     background: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+    #: What callers of this server may use in a minute.
+    limits: Limits
+    fleet: Fleet
 
 
 class Context(BaseContext, kw_only=True):

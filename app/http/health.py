@@ -14,7 +14,12 @@ def healthz() -> dict[str, str]:
 
 @get("/readyz")
 async def readyz(state: State) -> Response[dict[str, Any]]:
-    """200 once database, supervisor and rooms are up; 503 with the reasons until then and while draining."""
+    """200 once database, supervisor and rooms are up; 503 with the reasons until then and while draining.
+
+    A server that stands by while another one supervises is ready, and says why it does.
+    """
     failing: dict[str, str] = await state.readiness.failing()
-    body = {"ready": not failing, "failing": failing}
+    body: dict[str, Any] = {"ready": not failing, "failing": failing}
+    if state.readiness.standby:
+        body["standby"] = state.readiness.standby
     return Response(body, status_code=503 if failing else 200)

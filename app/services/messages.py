@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
-from app.domain.errors import Blank, Conflict
-from app.domain.ports import Answer, GatewayChat
+from app.domain.errors import Blank, Conflict, Unavailable
+from app.domain.ports import Answer, GatewayChat, IsHere
 from app.domain.states import BotStatus
 from app.domain.viewer import Viewer
-from app.services import keys, words
-from app.services.bots import Bot, Bots
+from app.services import audit, keys, roster, words
+from app.services.roster import Bot
 from app.vault import Vault
 
 #: Seconds a bot has to answer.
@@ -17,21 +17,30 @@ ANSWER_TIMEOUT = 60.0
 class Messages:
     """Sends what people say to running gateways."""
 
-    def __init__(self, bots: Bots, vault: Vault, chat: GatewayChat) -> None:
-        self._bots = bots
+    def __init__(self, vault: Vault, chat: GatewayChat, is_here: IsHere) -> None:
         self._vault = vault
         self._chat = chat
+        self._is_here = is_here
 
     async def prepare(self, viewer: Viewer, bot_id: UUID, text: str) -> tuple[Bot, str]:
-        """The bot and the text, checked. Raises `Conflict` where the bot is not active."""
+        """The bot and the text, checked.
+
+        Raises:
+            Conflict: The bot is not active.
+            Unavailable: Its process is on another machine.
+        """
         text = words.prose(text, "text", words.MAX_MESSAGE).strip()
         if not text:
             raise Blank("text is empty", "text")
-        bot = await self._bots.require(viewer, bot_id)
+        bot = await roster.require(viewer, bot_id)
         if not viewer.owns(bot.owner):
             raise Conflict("only the bot's owner speaks with it through ClawNet", "botId")
         if bot.status is not BotStatus.ACTIVE or bot.port is None:
             raise Conflict(f"the bot is {bot.status.value}, not ACTIVE; start it with botStart first", "botId")
+        if not await self._is_here(bot.id):
+            raise Unavailable("the bot's process runs on another machine: ask a server there")
+        # Before it is sent: what was said cannot be taken back where it cannot be noted.
+        await audit.note("messageSend", audit.Subject("Bot", bot.id))
         return bot, text
 
     async def send(self, viewer: Viewer, bot: Bot, text: str) -> Answer:

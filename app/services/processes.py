@@ -9,12 +9,13 @@ import asyncpg
 
 from app.db.engine import DB
 from app.domain.states import BotStatus, DesiredState, RestartMode
+from app.services.nodes import Lease, LeaseLost
 
 #: Columns a transition or a note may set; everything else of the row is out of reach.
 WRITABLE = frozenset({
     "phase", "error", "nonce", "pid", "port", "generation", "config_revision", "config_sha256", "config_rendered",
     "config_synced_at", "config_error", "openclaw_version", "started_at", "ready_at", "ended_at", "last_seen_at",
-    "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at",
+    "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at", "memory_bytes",
 })  # fmt: skip
 
 
@@ -22,6 +23,8 @@ WRITABLE = frozenset({
 class Wanted:
     """Wanted and observed state of one bot, as its runner compares them."""
 
+    #: Under which its runner acts.
+    lease: Lease
     bot_id: UUID
     owner: UUID
     agent_id: str
@@ -59,44 +62,104 @@ SELECT b.id AS bot_id, b.owner, b.agent_id, b.name, b.model, b.system_prompt, b.
   b.restart_mode, b.restart_max, b.restart_window, b.restart_backoff, b.config_revision AS revision, b.desired,
   b.generation, b.restart_generation, b.stop_grace, p.status, p.status_seq, p.reason, p.nonce, p.pid, p.port,
   p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_sha256,
-  p.openclaw_version, p.failures,
-  p.restart_count, p.next_retry_at, p.started_at
+  p.openclaw_version, p.failures, p.restart_count, p.next_retry_at, p.started_at, p.node_id, p.lease_epoch
 FROM bot b JOIN bot_process p ON p.bot = b.id
 """
 
 
-async def load(bot_id: UUID) -> Wanted | None:
-    """The bot as its runner sees it; None once its row is gone."""
+async def load(lease: Lease, bot_id: UUID) -> Wanted | None:
+    """The bot as its runner sees it; None once its row is gone.
+
+    Raises:
+        LeaseLost: It is another server's by now.
+    """
     row = await DB.fetch_one(f"{_WANTED} WHERE b.id = $1", bot_id)
     if row is None:
         return None
+    if (row.pop("node_id"), row.pop("lease_epoch")) != (lease.node, lease.epoch):
+        raise LeaseLost(f"bot {bot_id} is another server's")
     row["status"] = BotStatus(row["status"])
     row["desired"] = DesiredState(row["desired"])
     row["restart_mode"] = RestartMode(row["restart_mode"])
-    return Wanted(**row)
+    return Wanted(lease=lease, **row)
 
 
-async def of_node(node: str) -> list[UUID]:
-    """Ids of the bots whose processes belong to this machine."""
-    rows = await DB.fetch("SELECT bot FROM bot_process WHERE node_id = $1", node)
+async def of_lease(lease: Lease) -> list[UUID]:
+    """Ids of the bots that are this machine's under this lease."""
+    rows = await DB.fetch("SELECT bot FROM bot_process WHERE node_id = $1 AND lease_epoch = $2", *_of(lease))
     return [row["bot"] for row in rows]
 
 
-async def overdue(node: str) -> tuple[list[UUID], list[UUID]]:
-    """Bots whose wish is newer than what was done about it, and bots whose row claims a process."""
+async def claim(lease: Lease) -> list[UUID]:
+    """Brings bots that were made since under the lease; their ids.
+
+    The machine's row is held meanwhile, so that who takes the lease at this moment finds these bots as well.
+    """
     rows = await DB.fetch(
-        "SELECT b.id, p.status IN ('STARTING', 'ACTIVE', 'STOPPING') AS claims, (b.generation <> p.generation "
-        "OR b.desired = 'DELETED' OR (b.desired = 'RUNNING' AND b.config_revision <> p.config_revision)) AS is_stale "
-        "FROM bot b JOIN bot_process p ON p.bot = b.id WHERE p.node_id = $1",
-        node,
+        "WITH held AS (SELECT name, epoch FROM node WHERE name = $1 AND epoch = $2 AND holder = $3 FOR SHARE) "
+        "UPDATE bot_process p SET lease_epoch = held.epoch FROM held "
+        "WHERE p.node_id = held.name AND p.lease_epoch < held.epoch RETURNING p.bot",
+        *_of(lease), lease.holder,
+    )  # fmt: skip
+    return [row["bot"] for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """What a supervisor has to see to: bots it does not know yet, and bots whose wish is not carried out."""
+
+    is_anybody_new: bool
+    stale: list[UUID]
+
+
+async def overdue(lease: Lease) -> Overdue:
+    """Bots whose wish is newer than what was done about it, through whichever server it came."""
+    rows = await DB.fetch(
+        "SELECT p.bot, p.lease_epoch <> $2 AS is_new FROM bot_process p JOIN bot b ON b.id = p.bot "
+        "WHERE p.node_id = $1 AND (p.lease_epoch <> $2 OR b.generation <> p.generation OR b.desired = 'DELETED' "
+        "OR (b.desired = 'RUNNING' AND b.config_revision <> p.config_revision))",
+        *_of(lease),
     )
-    return [row["id"] for row in rows if row["is_stale"]], [row["id"] for row in rows if row["claims"]]
+    return Overdue(any(row["is_new"] for row in rows), [row["bot"] for row in rows if not row["is_new"]])
 
 
-async def note(bot_id: UUID, **facts: Any) -> None:
-    """Writes facts that are no change of status: a sign of life, the phase of a start, a config that was written."""
-    columns, values = assignments(facts, start=2)
-    await DB.fetch(f"UPDATE bot_process SET {columns} WHERE bot = $1", bot_id, *values)
+async def claiming(lease: Lease) -> list[UUID]:
+    """Bots whose row says that there is a process."""
+    rows = await DB.fetch(
+        "SELECT bot FROM bot_process WHERE node_id = $1 AND lease_epoch = $2 "
+        "AND status IN ('STARTING', 'ACTIVE', 'STOPPING')",
+        *_of(lease),
+    )
+    return [row["bot"] for row in rows]
+
+
+def _of(lease: Lease) -> tuple[str, int]:
+    return lease.node, lease.epoch
+
+
+async def hold(lease: Lease, bot_id: UUID) -> None:
+    """Locks the bot's row for the rest of the transaction. Raises `LeaseLost` where it is another server's."""
+    row = await DB.fetch_one(
+        "SELECT bot FROM bot_process WHERE bot = $1 AND node_id = $2 AND lease_epoch = $3 FOR NO KEY UPDATE",
+        bot_id, *_of(lease),
+    )  # fmt: skip
+    if row is None:
+        raise LeaseLost(f"bot {bot_id} is another server's, or gone")
+
+
+async def note(lease: Lease, bot_id: UUID, **facts: Any) -> None:
+    """Writes facts that are no change of status: a sign of life, the phase of a start, a config that was written.
+
+    Raises:
+        LeaseLost: The bot is another server's by now, or gone; nothing was written.
+    """
+    columns, values = assignments(facts, start=4)
+    row = await DB.fetch_one(
+        f"UPDATE bot_process SET {columns} WHERE bot = $1 AND node_id = $2 AND lease_epoch = $3 RETURNING bot",
+        bot_id, *_of(lease), *values,
+    )  # fmt: skip
+    if row is None:
+        raise LeaseLost(f"bot {bot_id} is another server's, or gone")
 
 
 def assignments(facts: dict[str, Any], start: int) -> tuple[str, list[Any]]:
@@ -111,20 +174,25 @@ async def claimed_ports(node: str) -> set[int]:
     return {row["port"] for row in rows}
 
 
-async def claim_port(bot_id: UUID, port: int) -> bool:
+async def claim_port(lease: Lease, bot_id: UUID, port: int) -> bool:
     """Takes the port for the bot; False where another bot of the machine has it."""
     try:
-        await DB.fetch("UPDATE bot_process SET port = $2 WHERE bot = $1", bot_id, port)
+        await note(lease, bot_id, port=port)
     except asyncpg.UniqueViolationError:
         return False
     return True
 
 
-async def begin_run(bot_id: UUID, nonce: UUID) -> None:
-    await DB.fetch("INSERT INTO bot_run (nonce, bot, started_at) VALUES ($1, $2, now())", nonce, bot_id)
+async def begin_run(lease: Lease, bot_id: UUID, nonce: UUID) -> None:
+    await DB.fetch(
+        "INSERT INTO bot_run (nonce, bot, started_at) SELECT $2, bot, now() FROM bot_process "
+        "WHERE bot = $1 AND node_id = $3 AND lease_epoch = $4",
+        bot_id, nonce, *_of(lease),
+    )  # fmt: skip
 
 
 async def end_run(
+    lease: Lease,
     nonce: UUID,
     reason: str,
     is_failure: bool,
@@ -135,9 +203,10 @@ async def end_run(
 ) -> None:
     """Closes the run once; a second report about the same incarnation changes nothing."""
     await DB.fetch(
-        "UPDATE bot_run SET ended_at = now(), reason = $2, is_failure = $3, exit_code = $4, exit_signal = $5, "
-        "tail = $6, max_rss_kb = $7 WHERE nonce = $1 AND ended_at IS NULL",
-        nonce, reason, is_failure, code, signal, tail, rss_kb,
+        "UPDATE bot_run r SET ended_at = now(), reason = $2, is_failure = $3, exit_code = $4, exit_signal = $5, "
+        "tail = $6, max_rss_kb = $7 FROM bot_process p WHERE r.nonce = $1 AND r.ended_at IS NULL "
+        "AND p.bot = r.bot AND p.node_id = $8 AND p.lease_epoch = $9",
+        nonce, reason, is_failure, code, signal, tail, rss_kb, *_of(lease),
     )  # fmt: skip
 
 
@@ -150,10 +219,12 @@ async def recent_failures(bot_id: UUID, window: timedelta) -> int:
     return 0 if row is None else row["n"]
 
 
-async def ready_run(bot_id: UUID) -> None:
+async def ready_run(lease: Lease, bot_id: UUID) -> None:
     await DB.fetch(
-        "UPDATE bot_run r SET ready_at = now() FROM bot_process p WHERE p.bot = $1 AND r.nonce = p.nonce", bot_id
-    )
+        "UPDATE bot_run r SET ready_at = now() FROM bot_process p "
+        "WHERE p.bot = $1 AND r.nonce = p.nonce AND p.node_id = $2 AND p.lease_epoch = $3",
+        bot_id, *_of(lease),
+    )  # fmt: skip
 
 
 async def remove(bot_id: UUID) -> None:

@@ -13,6 +13,7 @@ from app.domain.events import KIND_OF_STATUS, BotEventKind, BotStatusChanged
 from app.domain.ports import WakeRooms
 from app.domain.states import BotStatus, NotificationKind, Reason
 from app.services import notifications, processes, rooms
+from app.services.nodes import Lease
 
 log = structlog.get_logger()
 
@@ -27,27 +28,35 @@ class Recorder:
     def __init__(self, wake: WakeRooms) -> None:
         self._wake = wake
 
-    async def transition(self, bot_id: UUID, expected: int, to: BotStatus, reason: Reason, **facts: Any) -> int:
+    async def transition(
+        self, lease: Lease, bot_id: UUID, expected: int, to: BotStatus, reason: Reason, **facts: Any
+    ) -> int:
         """Moves a bot to a status and says so; the new sequence of its row.
 
         Args:
+            lease: Under which the caller acts.
             expected: `status_seq` the caller decided by.
             facts: Columns of `bot_process` that changed with it.
 
         Raises:
             LostRace: The row was moved meanwhile; nothing was written.
+            LeaseLost: Another server supervises the bot by now; nothing was written.
         """
-        columns, values = processes.assignments(facts, start=5)
+        columns, values = processes.assignments(facts, start=7)
         extra = f", {columns}" if columns else ""
         async with DB.transaction():
             row = await DB.fetch_one(
                 "UPDATE bot_process p SET status = $3, reason = $4, status_seq = p.status_seq + 1" + extra +
                 " FROM bot b, bot_process old WHERE p.bot = $1 AND p.status_seq = $2 AND b.id = p.bot "
+                "AND p.node_id = $5 AND p.lease_epoch = $6 "
                 "AND old.bot = p.bot RETURNING p.*, old.status AS previous, b.owner, b.agent_id, b.name",
-                bot_id, expected, to.value, reason.value, *values,
+                bot_id, expected, to.value, reason.value, lease.node, lease.epoch, *values,
             )  # fmt: skip
             if row is None:
+                await processes.hold(lease, bot_id)
                 raise LostRace(f"bot {bot_id} has moved on from {expected}")
+            # Whose it is now: it may have been given away since the row was read.
+            row["owner"] = await rooms.hold(names.bot_status(bot_id)) or row["owner"]
             event = _event(KIND_OF_STATUS[to], row)
             await self._say(event, row["owner"])
             if event.kind in (BotEventKind.ERROR, BotEventKind.BACKOFF):
@@ -60,41 +69,57 @@ class Recorder:
 
     async def tell(self, bot_id: UUID, kind: BotEventKind) -> None:
         """Says something about a bot that is no change of status, inside the caller's transaction."""
-        row = await DB.fetch_one(
-            "SELECT p.*, p.status AS previous, b.owner, b.agent_id, b.name FROM bot_process p "
-            "JOIN bot b ON b.id = p.bot WHERE b.id = $1",
-            bot_id,
-        )
+        # The room first: what is read then cannot be overtaken before it is said.
+        await rooms.hold(names.bot_status(bot_id))
+        row = await _read(bot_id)
         if row is not None:
             await self._say(_event(kind, row), row["owner"])
 
-    async def phase(self, bot_id: UUID, phase: str | None) -> None:
+    async def transferred(self, bot_id: UUID, old: UUID, new: UUID) -> None:
+        """Says that the bot is somebody else's now, inside the caller's transaction.
+
+        The old owner hears that and nothing of the bot any more; the new one hears everything from there on.
+        """
+        await rooms.hand_over(names.bot_status(bot_id), new)
+        row = await _read(bot_id)
+        if row is not None:
+            await self._say(_event(BotEventKind.TRANSFERRED, row), new, old)
+
+    async def phase(self, lease: Lease, bot_id: UUID, phase: str | None) -> None:
         """Shows what a start is doing; a client sees it as STARTING with a phase."""
         async with DB.transaction():
-            await processes.note(bot_id, phase=phase)
+            await processes.note(lease, bot_id, phase=phase)
             await self.tell(bot_id, BotEventKind.STARTING)
 
-    async def adopted(self, bot_id: UUID, pid: int) -> None:
+    async def adopted(self, lease: Lease, bot_id: UUID, pid: int) -> None:
         """A server that was started anew took the running process over."""
         async with DB.transaction():
-            await processes.note(bot_id, pid=pid, last_seen_at=datetime.now(UTC))
+            await processes.note(lease, bot_id, pid=pid, last_seen_at=datetime.now(UTC))
             await self.tell(bot_id, BotEventKind.ADOPTED)
 
-    async def config_refused(self, bot_id: UUID, revision: int, why: str) -> None:
+    async def config_refused(self, lease: Lease, bot_id: UUID, revision: int, why: str) -> None:
         """OpenClaw's rules refused a new revision; the process goes on with the last good one."""
         async with DB.transaction():
-            await processes.note(bot_id, config_revision=revision, config_error=why)
+            await processes.note(lease, bot_id, config_revision=revision, config_error=why)
             await self.tell(bot_id, BotEventKind.CONFIG_ROLLED_BACK)
 
-    async def delete(self, bot_id: UUID) -> None:
+    async def delete(self, lease: Lease, bot_id: UUID) -> None:
         """Removes the bot with all that hangs on it, and says its last word."""
         async with DB.transaction():
+            await processes.hold(lease, bot_id)
             await self.tell(bot_id, BotEventKind.DELETED)
             await processes.remove(bot_id)
 
-    async def _say(self, event: BotStatusChanged, owner: UUID) -> None:
-        heard_in = [names.bot_status(event.bot_id), names.fleet_user(owner), names.FLEET_ALL]
-        await rooms.append(self._wake, heard_in, event.kind, _payload(event), owner)
+    async def _say(self, event: BotStatusChanged, owner: UUID, *others: UUID) -> None:
+        """Says it in the bot's room, in the fleets of its owner and of `others`, and in everybody's, in this order.
+
+        Fleets are taken by name, so that two bots which change hands crosswise do not wait for each other.
+        """
+        payload = _payload(event)
+        users = sorted({owner, *others}, key=names.fleet_user)
+        heard_in = [(names.bot_status(event.bot_id), owner), *[(names.fleet_user(user), user) for user in users]]
+        for room, whose in [*heard_in, (names.FLEET_ALL, None)]:
+            await rooms.append(self._wake, [room], event.kind, payload, whose)
 
     async def _notify(self, row: dict[str, Any], event: BotStatusChanged) -> None:
         """A crash and a final failure are news to the owner; one more try of the same trouble is not."""
@@ -104,6 +129,14 @@ class Recorder:
         await notifications.add(
             self._wake, row["owner"], NotificationKind.BOT_ERROR, title, event.error, bot_id=event.bot_id
         )
+
+
+async def _read(bot_id: UUID) -> dict[str, Any] | None:
+    return await DB.fetch_one(
+        "SELECT p.*, p.status AS previous, b.owner, b.agent_id, b.name FROM bot_process p "
+        "JOIN bot b ON b.id = p.bot WHERE b.id = $1",
+        bot_id,
+    )
 
 
 def _event(kind: BotEventKind, row: dict[str, Any]) -> BotStatusChanged:

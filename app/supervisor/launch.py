@@ -17,6 +17,7 @@ from app.gateway import config, home, process
 from app.gateway.config import BotSettings, ModelProvider
 from app.gateway.process import Launch, Process
 from app.services import keys, models, processes
+from app.services.nodes import LeaseLost
 from app.services.processes import Wanted
 from app.supervisor import ports
 from app.supervisor.tools import OpenClaw, Tools
@@ -76,6 +77,7 @@ async def write(tools: Tools, w: Wanted, rendered: Rendered) -> None:
     await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(rendered.tree))
     await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
     await processes.note(
+        w.lease,
         w.bot_id,
         config_revision=w.revision,
         config_sha256=rendered.sha256,
@@ -97,18 +99,25 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
     is_new = not folder.exists()
     await anyio.to_thread.run_sync(home.make, folder)
     if is_new and openclaw.start_cache:
-        await tools.recorder.phase(w.bot_id, Phase.PREPARING)
+        await tools.recorder.phase(w.lease, w.bot_id, Phase.PREPARING)
         await openclaw.start_cache.copy_into(folder)
-    port = await ports.claim(w.bot_id, tools.node, tools.base_port, w.port)
+    port = await ports.claim(w.lease, w.bot_id, tools.base_port, w.port)
     rendered = await render(tools, openclaw, w, port)
-    await tools.recorder.phase(w.bot_id, Phase.CHECKING)
+    await tools.recorder.phase(w.lease, w.bot_id, Phase.CHECKING)
     await openclaw.checker.check(rendered.tree, folder)
     await write(tools, w, rendered)
-    await tools.recorder.phase(w.bot_id, Phase.LAUNCHING)
+    await tools.recorder.phase(w.lease, w.bot_id, Phase.LAUNCHING)
+    # The database said a moment ago that the bot is ours, unless this process was paused in that very moment.
+    if w.lease.may_be_taken:
+        raise LeaseLost(f"bot {w.bot_id} may be another server's by now")
     gateway = await process.spawn(_launch(openclaw, w, folder, port, w.nonce))
     take(gateway)
     await processes.note(
-        w.bot_id, pid=gateway.pid, openclaw_version=openclaw.installation.version, last_seen_at=datetime.now(UTC)
+        w.lease,
+        w.bot_id,
+        pid=gateway.pid,
+        openclaw_version=openclaw.installation.version,
+        last_seen_at=datetime.now(UTC),
     )
 
 

@@ -7,6 +7,7 @@ import structlog
 
 from app.domain.errors import PortInUse
 from app.services import processes
+from app.services.nodes import Lease
 
 log = structlog.get_logger()
 
@@ -16,13 +17,13 @@ STRIDE = 120
 LAST = 65_535
 
 
-async def claim(bot_id: UUID, node: str, base: int, kept: int | None) -> int:
+async def claim(lease: Lease, bot_id: UUID, base: int, kept: int | None) -> int:
     """A port for the bot, free in the database and on the machine; its last one if it can be had.
 
     Raises:
         PortInUse: Every family is another bot's or a stranger's.
     """
-    taken = await processes.claimed_ports(node)
+    taken = await processes.claimed_ports(lease.node)
     families = [port for port in range(base, LAST - STRIDE + 2, STRIDE) if port == kept or port not in taken]
     if kept in families:
         families.insert(0, families.pop(families.index(kept)))
@@ -30,7 +31,7 @@ async def claim(bot_id: UUID, node: str, base: int, kept: int | None) -> int:
     for port in families:
         if not is_free(port):
             strangers.append(port)
-        elif await processes.claim_port(bot_id, port):
+        elif await processes.claim_port(lease, bot_id, port):
             if strangers:
                 log.warning("ports_held_by_strangers", ports=strangers[:10])
             return port

@@ -5,6 +5,7 @@ Only this task writes the bot's status, so a step never races another.
 """
 
 import random
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -25,6 +26,7 @@ from app.domain.states import BotStatus, DesiredState, Phase, Reason
 from app.gateway import home, process
 from app.gateway.process import Exit, Process
 from app.services import processes
+from app.services.nodes import Lease, LeaseLost
 from app.services.processes import Wanted
 from app.services.recorder import LostRace
 from app.supervisor import exits, launch, restarts
@@ -41,12 +43,15 @@ PROBE_TIMEOUT, MISSES = 3.0, 3
 class Runner:
     """Owns one bot's process from wish to end."""
 
-    def __init__(self, bot_id: UUID, tools: Tools) -> None:
+    def __init__(self, bot_id: UUID, tools: Tools, lease: Lease) -> None:
         self.bot_id = bot_id
         self._tools = tools
+        self._lease = lease
         self._bell = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._gateway: Process | None = None
+        #: Of the incarnation that the row speaks of; its processes may be there before they are held.
+        self._nonce: UUID | None = None
         self._exit: Exit | None = None
         self._launching: anyio.CancelScope | None = None
         self._was_cancelled = False
@@ -69,20 +74,25 @@ class Runner:
         if self._gateway is not None:
             self._gateway.kill()
 
+    async def sweep(self) -> None:
+        """Leaves nothing of the last incarnation; for bots that another server may run by now, once `run` has ended."""
+        if self._nonce is not None:
+            await process.sweep(str(self._nonce))
+
     async def run(self) -> None:
         """Returns when the bot is gone, or when the server stops and the bot is down."""
         with structlog.contextvars.bound_contextvars(bot_id=str(self.bot_id)):
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                try:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    self._tasks = tasks
                     while (pause := await self._turn()) is not None:
                         with anyio.move_on_after(pause):
                             await self._bell.wait()
                         self._bell = anyio.Event()
-                finally:
-                    if self._gateway is not None:
-                        self._gateway.close()
-                tasks.cancel_scope.cancel()
+                    tasks.cancel_scope.cancel()
+            finally:
+                if self._gateway is not None:
+                    self._gateway.close()
 
     async def _turn(self) -> float | None:
         """One step, and how long to wait for the next; None to end."""
@@ -90,13 +100,17 @@ class Runner:
             return await self._step()
         except LostRace:
             return 0.0
+        except LeaseLost as error:
+            log.warning("runner_fenced", error=str(error))
+            self._tools.doubt()
+            return 1.0
         except ClawNetError as error:
             # The database is away, say: the process lives on, and the next look is soon.
             log.warning("runner_held_up", error=str(error))
             return 1.0
 
     async def _step(self) -> float | None:
-        w = await processes.load(self.bot_id)
+        w = await processes.load(self._lease, self.bot_id)
         if w is None:
             return None
         wants_down = w.desired is not DesiredState.RUNNING or self._tools.is_stopping
@@ -129,14 +143,14 @@ class Runner:
         if w.status is not BotStatus.INACTIVE:
             await self._to(w, BotStatus.INACTIVE, Reason.STOPPED, error=None, failures=0, next_retry_at=None, port=None)
         if w.seen_generation != w.generation:
-            await processes.note(self.bot_id, generation=w.generation)
+            await processes.note(self._lease, self.bot_id, generation=w.generation)
         return LOOK_INTERVAL
 
     async def _remove(self, w: Wanted) -> None:
         """The row goes last, so that a kill at any step leaves something to go on from."""
         folder = self._tools.home(w.agent_id)
         await anyio.to_thread.run_sync(home.trash, self._tools.base_path, folder)
-        await self._tools.recorder.delete(self.bot_id)
+        await self._tools.recorder.delete(self._lease, self.bot_id)
         log.info("bot_deleted", agent_id=w.agent_id)
 
     async def _begin_when_due(self, w: Wanted) -> float:
@@ -145,6 +159,10 @@ class Runner:
             return LOOK_INTERVAL
         if wait > 0:
             return min(wait, LOOK_INTERVAL)
+        if self._lease.may_be_taken:
+            # Nothing is started while another server may do the same.
+            self._tools.doubt()
+            return 1.0
         await self._begin(w)
         return LOOK_INTERVAL
 
@@ -166,7 +184,7 @@ class Runner:
         reason = launch.why_started(w, is_first=self._is_first)
         self._is_first = False
         self._retry_at = None
-        nonce = launch.new_nonce()
+        nonce = self._nonce = launch.new_nonce()
         is_by_hand = w.generation > w.seen_generation
         await self._to(
             w,
@@ -176,6 +194,7 @@ class Runner:
             error=None,
             nonce=nonce,
             pid=None,
+            memory_bytes=None,
             generation=w.generation,
             started_at=datetime.now(UTC),
             ready_at=None,
@@ -185,7 +204,7 @@ class Runner:
             failures=0 if is_by_hand else w.failures,
             restart_count=0 if is_by_hand else w.restart_count + (reason is Reason.RETRY),
         )
-        await processes.begin_run(self.bot_id, nonce)
+        await processes.begin_run(self._lease, self.bot_id, nonce)
         self._spawn_task()
 
     def _spawn_task(self) -> None:
@@ -199,7 +218,7 @@ class Runner:
         try:
             with scope:
                 async with self._tools.slots:
-                    w = await processes.load(self.bot_id)
+                    w = await processes.load(self._lease, self.bot_id)
                     if w is None:
                         return
                     await launch.spawn(self._tools, w, self._attach)
@@ -210,6 +229,9 @@ class Runner:
             self._failure = SpawnFailed(f"the bot's home cannot be prepared: {error.strerror or error}")
         except LostRace:
             log.warning("start_overtaken")
+        except LeaseLost:
+            # The supervisor ends what there is of it.
+            self._tools.doubt()
         except ClawNetError as error:
             self._failure = SpawnFailed(f"the start was cut short: {error}")
         except Exception:
@@ -221,13 +243,13 @@ class Runner:
             self.ring()
 
     async def _until_ready(self) -> None:
-        w = await processes.load(self.bot_id)
+        w = await processes.load(self._lease, self.bot_id)
         if w is None or w.port is None or self._gateway is None:
             return
         await launch.ready(self._tools, self._gateway, w.port, self._tools.start_budget)
         now = datetime.now(UTC)
         await self._to(w, BotStatus.ACTIVE, Reason.READY, phase=None, error=None, ready_at=now, last_seen_at=now)
-        await processes.ready_run(self.bot_id)
+        await processes.ready_run(self._lease, self.bot_id)
         self._became_active()
 
     def _became_active(self) -> None:
@@ -254,16 +276,18 @@ class Runner:
     async def _probe(self, gateway: Process) -> None:
         """Looks every now and then whether the gateway answers; three misses in a row and it is ended."""
         misses = 0
+        with suppress(ClawNetError):
+            await self._note_life(gateway)
         while self._gateway is gateway and gateway.is_alive:
             await anyio.sleep(self._tools.health_interval)
             try:
-                w = await processes.load(self.bot_id)
+                w = await processes.load(self._lease, self.bot_id)
                 if w is None or w.port is None or w.status is not BotStatus.ACTIVE:
                     return
                 found = await self._tools.prober.is_ready(w.port, PROBE_TIMEOUT, self._tools.kind)
                 misses = 0 if found.is_ready else misses + 1
                 if found.is_ready:
-                    await processes.note(self.bot_id, last_seen_at=datetime.now(UTC))
+                    await self._note_life(gateway)
             except ClawNetError as error:
                 log.warning("probe_not_recorded", error=str(error))
                 continue
@@ -273,6 +297,11 @@ class Runner:
                 self._is_unhealthy = True
                 self.ring()
                 return
+
+    async def _note_life(self, gateway: Process) -> None:
+        memory = await gateway.rss_bytes()
+        if self._gateway is gateway:
+            await processes.note(self._lease, self.bot_id, last_seen_at=datetime.now(UTC), memory_bytes=memory)
 
     async def _tend(self, w: Wanted, gateway: Process, *, wants_down: bool) -> float | None:
         if wants_down or w.restart_generation > w.seen_generation:
@@ -286,7 +315,7 @@ class Runner:
         if w.status is BotStatus.ACTIVE and w.revision > w.applied_revision:
             return await self._reconfigure(w, gateway)
         if w.generation != w.seen_generation:
-            await processes.note(self.bot_id, generation=w.generation)
+            await processes.note(self._lease, self.bot_id, generation=w.generation)
         return LOOK_INTERVAL
 
     def _why_stopped(self, w: Wanted) -> Reason:
@@ -307,15 +336,15 @@ class Runner:
     async def _stopped(self, exit_: Exit) -> float:
         """INACTIVE, once no process with the nonce is left."""
         self._detach()
-        w = await processes.load(self.bot_id)
+        w = await processes.load(self._lease, self.bot_id)
         if w is None:
             return 0.0
         exit_ = await self._fit_to_show(w, exit_)
         reason = Reason.KILLED if exit_.signal == "SIGKILL" else Reason.STOPPED
         await self._close_run(w, exit_, reason, is_failure=False)
         await self._to(
-            w, BotStatus.INACTIVE, reason, phase=None, error=None, pid=None, failures=0, next_retry_at=None,
-            ended_at=datetime.now(UTC), exit_code=exit_.code, exit_signal=exit_.signal,
+            w, BotStatus.INACTIVE, reason, phase=None, error=None, pid=None, memory_bytes=None, failures=0,
+            next_retry_at=None, ended_at=datetime.now(UTC), exit_code=exit_.code, exit_signal=exit_.signal,
             port=w.port if w.desired is DesiredState.RUNNING else None,
         )  # fmt: skip
         await self._forget(w)
@@ -333,7 +362,7 @@ class Runner:
             await openclaw.checker.check(rendered.tree, self._tools.home(w.agent_id))
         except StartFailure as error:
             log.warning("config_refused", revision=w.revision, error=str(error))
-            await self._tools.recorder.config_refused(self.bot_id, w.revision, str(error))
+            await self._tools.recorder.config_refused(self._lease, self.bot_id, w.revision, str(error))
             return 0.0
         return await self._stop(w, gateway, Reason.RECONFIGURE)
 
@@ -360,26 +389,19 @@ class Runner:
             exit_ = await self._fit_to_show(w, await self._gateway.terminate(0.0))
             self._detach()
         if isinstance(failure, AlreadyRunning):
-            await self._end_strays()
+            await end_strays(self.bot_id)
         if w.desired is not DesiredState.RUNNING:
             self._failure = None
             return await self._stopped(exit_)
         log.warning("start_failed", reason=failure.reason, error=str(failure))
         await self._close_run(w, exit_, failure.reason, is_failure=True)
         # This revision was tried; another one would be a reason to start at once, this one waits for its turn.
-        await processes.note(self.bot_id, config_revision=w.revision)
+        await processes.note(self._lease, self.bot_id, config_revision=w.revision)
         is_silent = isinstance(failure, StartTimeout) and bool(exit_.tail)
         sentence = f"{failure} ({exit_.tail[-1].strip()})" if is_silent else str(failure)
         await self._settle(w, failure.reason, sentence, exit_)
         self._failure = None
         return 0.0
-
-    async def _end_strays(self) -> None:
-        """Ends what an incarnation that no row speaks of left behind; it would hold the home for ever."""
-        for stray in await process.strays(str(self.bot_id)):
-            if stray.nonce is not None:
-                log.warning("stray_ended", pid=stray.pid)
-                await process.sweep(stray.nonce)
 
     async def _settle(self, w: Wanted, reason: Reason, sentence: str, exit_: Exit) -> None:
         """Decides by the policy, and writes BACKOFF or ERROR."""
@@ -401,8 +423,8 @@ class Runner:
         self._retry_at = None if delay is None else anyio.current_time() + delay
         now = datetime.now(UTC)
         await self._to(
-            w, verdict.status, verdict.reason, phase=None, error=sentence, pid=None, failures=in_a_row, ended_at=now,
-            exit_code=exit_.code, exit_signal=exit_.signal,
+            w, verdict.status, verdict.reason, phase=None, error=sentence, pid=None, memory_bytes=None,
+            failures=in_a_row, ended_at=now, exit_code=exit_.code, exit_signal=exit_.signal,
             next_retry_at=None if delay is None else now + timedelta(seconds=delay),
             # Whoever took the port may have it; the next try looks for another.
             port=None if reason is Reason.PORT_IN_USE else w.port,
@@ -412,6 +434,7 @@ class Runner:
 
     async def _adopt(self, w: Wanted) -> float:
         """A row that speaks of a process we do not hold: take it over, or record how it ended."""
+        self._nonce = w.nonce
         found = None if w.nonce is None else await process.attach(self._tools.home(w.agent_id), str(w.nonce))
         if isinstance(found, Process):
             return await self._take_over(w, found)
@@ -427,7 +450,7 @@ class Runner:
         log.info("gateway_adopted", pid=gateway.pid)
         self._attach(gateway)
         self._is_first = False
-        await self._tools.recorder.adopted(self.bot_id, gateway.pid)
+        await self._tools.recorder.adopted(self._lease, self.bot_id, gateway.pid)
         if w.status is BotStatus.ACTIVE:
             self._became_active()
         elif w.status is BotStatus.STARTING:
@@ -443,6 +466,8 @@ class Runner:
                 await self._until_ready()
         except StartFailure as error:
             self._failure = error
+        except LeaseLost:
+            self._tools.doubt()
         finally:
             self._launching = None
             self.ring()
@@ -461,14 +486,22 @@ class Runner:
         self._is_unhealthy = False
 
     async def _to(self, w: Wanted, status: BotStatus, reason: Reason, **facts: object) -> None:
-        await self._tools.recorder.transition(self.bot_id, w.status_seq, status, reason, **facts)
+        await self._tools.recorder.transition(self._lease, self.bot_id, w.status_seq, status, reason, **facts)
 
     async def _close_run(self, w: Wanted, exit_: Exit, reason: Reason, *, is_failure: bool) -> None:
         if w.nonce is not None:
             tail = "\n".join(exit_.tail) or None
-            await processes.end_run(w.nonce, reason, is_failure, exit_.code, exit_.signal, tail, exit_.max_rss_kb)
+            await processes.end_run(
+                self._lease, w.nonce, reason, is_failure, exit_.code, exit_.signal, tail, exit_.max_rss_kb
+            )
 
     async def _forget(self, w: Wanted) -> None:
         """The exit is in the database, so the home need not remember it."""
         if w.nonce is not None:
             await process.forget(self._tools.home(w.agent_id), str(w.nonce))
+
+
+async def end_strays(bot_id: UUID) -> None:
+    """Ends what an incarnation that no row of ours speaks of left on this machine; it would be a second copy."""
+    for nonce in {stray.nonce for stray in await process.strays(str(bot_id)) if stray.nonce is not None}:
+        log.warning("strays_ended", bot_id=str(bot_id), count=await process.sweep(nonce))

@@ -80,6 +80,10 @@ class Tools:
     base_path: Path
     base_port: int
     node: str
+    #: Bots this machine can hold.
+    capacity: int
+    #: How long this machine's lease holds from one renewal to the next.
+    lease: float
     stop_grace: float
     health_interval: float
     start_budget: float
@@ -88,6 +92,8 @@ class Tools:
     slots: anyio.CapacityLimiter
     #: How readiness shows here; learned from the first gateway that answers.
     kind: Kind = field(default=Kind.UNKNOWN)
+    #: Is called where the lease turns out to be another server's.
+    doubt: Callable[[], None] = field(default=lambda: None)
     #: The server goes down and takes its bots along.
     is_stopping: bool = False
     #: Grace that replaces every other while the server goes down.

@@ -3,11 +3,14 @@
 import strawberry
 
 from app.graphql.queries.bots import BotQueries
+from app.graphql.queries.fleet import FleetQueries
+from app.graphql.queries.limits import LimitQueries
 from app.graphql.queries.models import ModelQueries
 from app.graphql.queries.nodes import NodeQueries
+from app.graphql.queries.people import PeopleQueries
 from app.graphql.queries.server import ServerQueries
 
 
 @strawberry.type(description="Everything that can be read.")
-class Query(NodeQueries, ServerQueries, BotQueries, ModelQueries):
+class Query(NodeQueries, ServerQueries, BotQueries, FleetQueries, ModelQueries, PeopleQueries, LimitQueries):
     """Put together from one class a noun."""

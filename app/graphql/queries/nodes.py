@@ -12,11 +12,13 @@ from app.graphql.context import Context, Info
 from app.graphql.permissions import Rule, query
 from app.graphql.types import node, page
 from app.graphql.types.access_token import AccessToken
+from app.graphql.types.audit import AuditEntry
 from app.graphql.types.bot import Bot
+from app.graphql.types.fleet import FleetHost
 from app.graphql.types.model_provider import ModelProvider
 from app.graphql.types.node import Node
 from app.graphql.types.user import User
-from app.services import accounts, models, tokens
+from app.services import accounts, models, roster, tokens, trail
 
 #: Reads objects of one type that the caller may see; whatever it may not see is left out.
 Load = Callable[[Context, list[UUID]], Awaitable[dict[UUID, Node]]]
@@ -26,7 +28,7 @@ async def _bots(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     viewer = context.caller
     if not viewer.may(TokenScope.FLEET_READ):
         return {}
-    rows = await context.services.bots.by_ids(viewer, keys)
+    rows = await roster.by_ids(viewer, keys)
     return {key: Bot.from_row(row, viewer) for key, row in rows.items()}
 
 
@@ -47,8 +49,27 @@ async def _tokens(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     return {key: AccessToken.from_row(row) for key, row in (await tokens.by_ids(context.caller, keys)).items()}
 
 
+async def _entries(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    return {key: AuditEntry.from_row(row) for key, row in (await trail.by_ids(context.caller, keys)).items()}
+
+
+async def _hosts(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer = context.caller
+    if not viewer.may(TokenScope.FLEET_READ):
+        return {}
+    rows = await context.services.fleet.hosts_by_ids(viewer, keys)
+    return {key: FleetHost.from_row(row) for key, row in rows.items()}
+
+
 #: One entry for each type that implements `Node`; a test holds it equal to the schema.
-LOADS: dict[str, Load] = {"Bot": _bots, "ModelProvider": _providers, "User": _users, "AccessToken": _tokens}
+LOADS: dict[str, Load] = {
+    "Bot": _bots,
+    "ModelProvider": _providers,
+    "User": _users,
+    "AccessToken": _tokens,
+    "AuditEntry": _entries,
+    "FleetHost": _hosts,
+}
 
 
 async def load(context: Context, ids: list[str]) -> list[Node | None]:
