@@ -24,6 +24,7 @@ class BotEventKind(StrEnum):
     BACKOFF = "BACKOFF"
     ADOPTED = "ADOPTED"
     UPDATED = "UPDATED"
+    TRANSFERRED = "TRANSFERRED"
     DELETED = "DELETED"
 
 

@@ -1,10 +1,11 @@
 """Everything that can be listened to: each joins its rooms, yields the present, then re-reads at each event."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 from uuid import UUID
 
+import anyio
 import strawberry
 
 from app.domain import rooms as names
@@ -17,11 +18,14 @@ from app.graphql.permissions import Rule, subscription
 from app.graphql.types import node
 from app.graphql.types.room import BotStatusEvent, RoomMessage, bot_data
 from app.pubsub.hub import HubClosed
-from app.services import accounts, notifications, rooms
-from app.services.bots import Bot, Bots, Query
+from app.services import accounts, notifications, rooms, roster
+from app.services.pages import Stretch
+from app.services.roster import Bot
 
 #: Rooms one subscription may join.
 MAX_ROOMS = 100
+#: Seconds between two looks at a listener's token while events flow.
+LOOK_INTERVAL = 1.0
 
 _AFTER = strawberry.argument(description="Cursor of the last event seen; what came since is sent first.")
 
@@ -46,16 +50,16 @@ class Subscription:
         ] = None,
         after: Annotated[str | None, _AFTER] = None,
     ) -> AsyncGenerator[BotStatusEvent, None]:
-        viewer, service = info.context.caller, info.context.services.bots
-        joined = await _rooms_of(viewer, service, bot_ids)
-        async with aclosing(_follow(info.context, joined, after)) as items:
+        joined = await _rooms_of(info.context.caller, bot_ids)
+        async with aclosing(_follow(info.context, joined, after, _no_bot)) as items:
             async for item in items:
+                viewer = info.context.caller
                 if isinstance(item, rooms.Said):
-                    row = await _now(viewer, service, UUID(item.event.payload["botId"]))
+                    row = await _now(viewer, UUID(item.event.payload["botId"]))
                     yield BotStatusEvent.from_event(item, row, viewer)
                     continue
                 kinds = ((BotEventKind.CURRENT, item.current), (BotEventKind.RESYNC, item.resynced))
-                present = [(kind, row) for kind, named in kinds for row in await _bots_in(viewer, service, named)]
+                present = [(kind, row) for kind, named in kinds for row in await _bots_in(viewer, named)]
                 for number, (kind, row) in enumerate(present, 1):
                     cursor = item.cursor if number == len(present) else item.before
                     yield BotStatusEvent.present(cursor, kind, row, viewer, item.dropped)
@@ -72,9 +76,8 @@ class Subscription:
         names: Annotated[list[str], strawberry.argument(description="Names of rooms, at most 100.")],
         after: Annotated[str | None, _AFTER] = None,
     ) -> AsyncGenerator[RoomMessage, None]:
-        viewer, service = info.context.caller, info.context.services.bots
-        await _check_names(viewer, service, names)
-        async with aclosing(_follow(info.context, list(dict.fromkeys(names)), after)) as items:
+        await _check_names(info.context.caller, names)
+        async with aclosing(_follow(info.context, list(dict.fromkeys(names)), after, _no_room)) as items:
             async for item in items:
                 if isinstance(item, rooms.Said):
                     yield RoomMessage.from_event(item)
@@ -83,26 +86,51 @@ class Subscription:
                 present = [(event, name) for event, named in kinds for name in named]
                 for number, (event, name) in enumerate(present, 1):
                     cursor = item.cursor if number == len(present) else item.before
-                    yield RoomMessage.present(cursor, name, event, await _present(viewer, service, name))
+                    yield RoomMessage.present(cursor, name, event, await _present(info.context.caller, name))
 
 
-async def _now(viewer: Viewer, service: Bots, bot_id: UUID) -> Bot | None:
-    return await rooms.patiently(lambda: service.get(viewer, bot_id))
+def _no_bot(_: str) -> Missing:
+    return Missing("there is no such bot")
+
+
+def _no_room(name: str) -> Missing:
+    return Missing(f"there is no room {name[: names.MAX_NAME]!r}")
+
+
+async def _now(viewer: Viewer, bot_id: UUID) -> Bot | None:
+    return await rooms.patiently(lambda: roster.get(viewer, bot_id))
 
 
 async def _follow(
-    context: Context, joined: list[str], after: str | None
+    context: Context, joined: list[str], after: str | None, missing: Callable[[str], Missing]
 ) -> AsyncGenerator[rooms.Present | rooms.Said, None]:
-    """The rooms' items, for as long as the token works; ends in silence when the server goes down."""
+    """The rooms' items, for as long as who listens may; ends in silence when the server goes down.
+
+    Raises:
+        Missing: A room is somebody else's by now; it answers as one that is not there does.
+        Unauthenticated: The token does not count any more.
+    """
+    next_look = anyio.current_time() + LOOK_INTERVAL
     try:
         async with aclosing(rooms.follow(context.services.hub, joined, after)) as items:
             async for item in items:
+                if anyio.current_time() >= next_look:
+                    await rooms.patiently(context.signed_in)
+                    next_look = anyio.current_time() + LOOK_INTERVAL
+                for name, owner in _owners(item).items():
+                    if not _may_listen(context.caller, names.parse(name), owner):
+                        raise missing(name)
                 yield item
     except HubClosed:
         return
 
 
-async def _rooms_of(viewer: Viewer, service: Bots, bot_ids: list[strawberry.ID] | None) -> list[str]:
+def _owners(item: rooms.Present | rooms.Said) -> dict[str, UUID | None]:
+    """Whose the rooms are that the item is about, as of when it was read."""
+    return {item.event.room: item.owner} if isinstance(item, rooms.Said) else item.owners
+
+
+async def _rooms_of(viewer: Viewer, bot_ids: list[strawberry.ID] | None) -> list[str]:
     """The rooms to join: the named bots' own, or the one in which the viewer's whole fleet is heard."""
     if bot_ids is None:
         return [names.FLEET_ALL if viewer.sees_all else names.fleet_user(viewer.user_id)]
@@ -110,75 +138,91 @@ async def _rooms_of(viewer: Viewer, service: Bots, bot_ids: list[strawberry.ID] 
         raise BadInput(f"`botIds` names {len(bot_ids)} bots; at most {MAX_ROOMS} are allowed")
     parsed = [node.parse(identity) for identity in bot_ids]
     joined = [names.bot_status(item[1]) for item in parsed if item and item[0] == "Bot"]
-    if not joined or len(joined) < len(parsed) or await _closed(viewer, service, joined):
+    if not joined or len(joined) < len(parsed) or await _closed(viewer, joined):
         raise Missing("there is no such bot")
     return list(dict.fromkeys(joined))
 
 
-async def _bots_in(viewer: Viewer, service: Bots, joined: tuple[str, ...]) -> list[Bot]:
+async def _bots_in(viewer: Viewer, joined: tuple[str, ...]) -> list[Bot]:
     """The bots heard in these rooms, as they are now."""
     parsed = [room for name in joined if (room := names.parse(name))]
     ids = [room.subject for room in parsed if room.kind == "bot" and room.subject]
-    found = list((await service.by_ids(viewer, ids)).values()) if ids else []
+    found = list((await roster.by_ids(viewer, ids)).values()) if ids else []
     if len(found) < len(ids):
         raise Missing("there is no such bot")  # It is deleted: there is a past to go on with, and no present.
-    if len(ids) == len(parsed):
-        return found
+    for room in parsed:
+        if room.kind != "bot":
+            found += await _fleet(viewer, room.subject)
+    return found
+
+
+async def _fleet(viewer: Viewer, owner: UUID | None) -> list[Bot]:
+    """Every bot the viewer may see, or of them one owner's."""
+    found: list[Bot] = []
     after: str | None = None
     while True:
-        page = await service.page(viewer, Query(first=MAX_ROOMS, after=after))
-        found += [row for _, row in page.bots]
+        stretch = Stretch(first=MAX_ROOMS, after=after)
+        page = await roster.page(viewer, roster.Query(owners=owner and (owner,), stretch=stretch))
+        found += [row for _, row in page.items]
         if not page.has_next:
             return found
-        after = page.bots[-1][0]
+        after = page.items[-1][0]
 
 
-async def _check_names(viewer: Viewer, service: Bots, wanted: list[str]) -> None:
+async def _check_names(viewer: Viewer, wanted: list[str]) -> None:
     """Each room must be one the viewer may listen in; a foreign one looks exactly like a missing one."""
     if not 1 <= len(wanted) <= MAX_ROOMS:
         raise BadInput(f"`names` must hold 1 to {MAX_ROOMS} names")
-    for name in await _closed(viewer, service, wanted):
-        raise Missing(f"there is no room {name[: names.MAX_NAME]!r}")
+    for name in await _closed(viewer, wanted):
+        raise _no_room(name)
 
 
-async def _closed(viewer: Viewer, service: Bots, wanted: list[str]) -> list[str]:
+async def _closed(viewer: Viewer, wanted: list[str]) -> list[str]:
     """Those of the rooms that the viewer may not listen in."""
     parsed = {name: names.parse(name) for name in wanted}
-    subjects = {
-        kind: [room.subject for room in parsed.values() if room and room.kind == kind and room.subject]
-        for kind in ("bot", "fleet:user")
-    }
-    there = {*await service.by_ids(viewer, subjects["bot"]), *await accounts.users(subjects["fleet:user"])}
+    people = await accounts.users(
+        [room.subject for room in parsed.values() if room and room.kind == "fleet:user" and room.subject]
+    )
     heads = await rooms.heads(name for name, room in parsed.items() if room)
+
+    def is_there(name: str, room: names.RoomName | None) -> bool:
+        """A bot's room is made with the bot; a person's and everybody's are made by who listens first."""
+        if room is None or room.kind == "bot":
+            return name in heads
+        return room.kind != "fleet:user" or room.subject in people
+
     return [
         name
         for name, room in parsed.items()
-        if room is None or not _may_listen(viewer, room, room.subject in there, heads.get(name))
+        if not is_there(name, room) or not _may_listen(viewer, room, heads[name].owner if name in heads else None)
     ]
 
 
-def _may_listen(viewer: Viewer, room: names.RoomName, is_visible: bool, head: rooms.Head | None) -> bool:
+def _may_listen(viewer: Viewer, room: names.RoomName | None, owner: UUID | None) -> bool:
+    """Whether the viewer may hear what is said in the room.
+
+    Args:
+        owner: Whose the room is. A bot's room is its owner's, also after the bot is deleted, until it is forgotten.
+    """
+    if room is None:
+        return False
     match room.kind:
         case "fleet:all":
             return viewer.sees_all and viewer.may(TokenScope.FLEET_READ)
-        case "fleet:user":
-            is_open = room.subject == viewer.user_id or (viewer.sees_all and is_visible)
-            return is_open and viewer.may(TokenScope.FLEET_READ)
-        case "bot":
-            # A deleted bot's room can be heard until it is forgotten: its owner stands on the room.
-            was_own = head is not None and head.owner is not None and (viewer.sees_all or head.owner == viewer.user_id)
-            return viewer.may(TokenScope.FLEET_READ) and (is_visible or was_own)
+        case "bot" | "fleet:user":
+            whose = owner if room.kind == "bot" else room.subject
+            return (viewer.sees_all or whose == viewer.user_id) and viewer.may(TokenScope.FLEET_READ)
         case _:
             return room.subject == viewer.user_id
 
 
-async def _present(viewer: Viewer, service: Bots, name: str) -> dict[str, Any]:
+async def _present(viewer: Viewer, name: str) -> dict[str, Any]:
     """What a room would say if it were asked how things stand."""
     room = names.parse(name)
     assert room is not None  # `_check_names` saw to it.
     if room.kind == "bot" and room.subject:
-        row = await service.get(viewer, room.subject)
+        row = await roster.get(viewer, room.subject)
         return bot_data(row) if row else {"botId": str(room.subject), "deleted": True}
     if room.kind == "notifications:user" and room.subject:
         return {"unreadCount": await notifications.unread(room.subject)}
-    return {"bots": [bot_data(row) for row in await _bots_in(viewer, service, (name,))]}
+    return {"bots": [bot_data(row) for row in await _bots_in(viewer, (name,))]}

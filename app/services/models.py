@@ -13,7 +13,7 @@ from app.domain.errors import Conflict, Invalid, NotFound, Taken
 from app.domain.ports import Wake
 from app.domain.states import ModelProviderApi
 from app.domain.viewer import Viewer
-from app.services import words
+from app.services import audit, words
 from app.vault import Sealed
 
 #: Longest name and address of a provider.
@@ -135,6 +135,10 @@ async def save(viewer: Viewer, wake: Wake, draft: Draft, sealed: Sealed | None, 
                     identity, sealed and str(sealed), key_id if sealed else None,
                 )  # fmt: skip
             await _touch_bots(wake, name, owner)
+            await audit.note(
+                "modelProviderSave", audit.Subject("ModelProvider", identity),
+                name=name, shared=owner is None, keyChanged=not draft.keeps_key,
+            )  # fmt: skip
     except asyncpg.UniqueViolationError as error:
         raise Taken(f"there is a model provider {name!r} already", "name") from error
     return identity
@@ -186,6 +190,7 @@ async def delete(viewer: Viewer, identity: UUID) -> UUID:
         provider = await _lock(viewer, identity)
         await _refuse_while_used(provider, None, provider.owner)
         await DB.fetch("DELETE FROM model_provider WHERE id = $1", identity)
+        await audit.note("modelProviderDelete", audit.Subject("ModelProvider", identity), name=provider.name)
     return identity
 
 

@@ -9,7 +9,7 @@ import binascii
 import secrets
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -58,7 +58,8 @@ class Present:
     """How things stand now: a listener gets this first, and again where it missed something.
 
     `current` are rooms it enters anew, `resynced` those whose past it asked for and cannot have any more. `before`
-    leaves these rooms out: who got only part of the present gets all of it again from there.
+    leaves these rooms out: who got only part of the present gets all of it again from there. `owners` says of each of
+    the rooms whose it is at this moment.
     """
 
     current: tuple[str, ...]
@@ -66,14 +67,19 @@ class Present:
     cursor: str
     before: str = ""
     dropped: int = 0
+    owners: dict[str, UUID | None] = field(default_factory=dict[str, UUID | None])
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One event, with the cursor that goes on after it."""
+    """One event, with the cursor that goes on after it, and whose the room was when it was read.
+
+    That is read together with the event: no event reaches a listener without the owner that the room had with it.
+    """
 
     event: RoomEvent
     cursor: str
+    owner: UUID | None
 
 
 @dataclass(slots=True)
@@ -87,9 +93,13 @@ class Positions:
         packed = b"".join(_PLACE.pack(p.room_id, p.epoch, p.seq) for p in places)
         return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
-    def advance(self, name: str, seq: int) -> None:
-        p = self.places[name]
-        self.places[name] = Head(p.name, p.room_id, p.epoch, seq, p.floor, p.owner)
+    def advance(self, name: str, seq: int, owner: UUID | None) -> None:
+        self.places[name] = replace(self.places[name], seq=seq, owner=owner)
+
+    def present(self, current: Sequence[str], resynced: Sequence[str], dropped: int = 0) -> Present:
+        concerned = {*current, *resynced}
+        owners = {name: self.places[name].owner for name in concerned}
+        return Present(tuple(current), tuple(resynced), self.cursor(), self.cursor(concerned), dropped, owners)
 
 
 def parse_cursor(text: str) -> dict[int, tuple[int, int]]:
@@ -114,6 +124,17 @@ async def append(
             await ensure([name], owner)
             await _append_one(name, type_, body)
     DB.after_commit(lambda: wake(names))
+
+
+async def hold(name: str) -> UUID | None:
+    """Lets nobody speak in the room until the caller's transaction ends; whose it is, None where there is none."""
+    row = await DB.fetch_one("SELECT owner FROM room WHERE name = $1 FOR NO KEY UPDATE", name)
+    return None if row is None else row["owner"]
+
+
+async def hand_over(name: str, owner: UUID) -> None:
+    """Makes the room somebody else's, and holds it."""
+    await DB.fetch("UPDATE room SET owner = $2 WHERE name = $1", name, owner)
 
 
 async def _append_one(name: str, type_: str, body: str) -> int | None:
@@ -156,16 +177,15 @@ async def follow(hub: Hub, names: Sequence[str], after: str | None) -> AsyncGene
             found = await heads(names)
         positions, fresh, lost = _start([found[name] for name in dict.fromkeys(names)], known)
         if fresh or lost:
-            yield Present(tuple(fresh), tuple(lost), positions.cursor(), positions.cursor({*fresh, *lost}))
+            yield positions.present(fresh, lost)
         while True:
             events = await patiently(lambda: _read(positions))
-            for event in events:
+            for event, owner in events:
                 expected = positions.places[event.room].seq + 1
-                positions.advance(event.room, event.seq)
+                positions.advance(event.room, event.seq, owner)
                 if event.seq != expected:
-                    before = positions.cursor({event.room})
-                    yield Present((), (event.room,), positions.cursor(), before, event.seq - expected)
-                yield Said(event, positions.cursor())
+                    yield positions.present((), (event.room,), event.seq - expected)
+                yield Said(event, positions.cursor(), owner)
             if len(events) < PAGE:
                 await listener.wait()
 
@@ -189,22 +209,23 @@ def _start(found: list[Head], known: dict[int, tuple[int, int]]) -> tuple[Positi
             continue
         epoch, seq = known[head.room_id]
         if epoch == head.epoch and head.floor <= seq <= head.seq:
-            positions.advance(name, seq)
+            positions.advance(name, seq, head.owner)
         else:
             lost.append(name)
     return positions, fresh, lost
 
 
-async def _read(positions: Positions) -> list[RoomEvent]:
+async def _read(positions: Positions) -> list[tuple[RoomEvent, UUID | None]]:
     places = list(positions.places.values())
     rows = await DB.fetch(
-        "SELECT e.room, e.seq, e.type, e.payload, e.at FROM unnest($1::int[], $2::bigint[]) AS p(room, seq) "
+        "SELECT e.room, e.seq, e.type, e.payload, e.at, r.owner "
+        "FROM unnest($1::int[], $2::bigint[]) AS p(room, seq) JOIN room r ON r.id = p.room "
         "CROSS JOIN LATERAL (SELECT * FROM room_event e WHERE e.room = p.room AND e.seq > p.seq "
         f"ORDER BY e.seq LIMIT {PAGE}) e ORDER BY e.room, e.seq LIMIT {PAGE}",
         [p.room_id for p in places], [p.seq for p in places],
     )  # fmt: skip
     names = {p.room_id: p.name for p in places}
-    return [RoomEvent(names[r["room"]], r["seq"], r["type"], r["payload"], r["at"]) for r in rows]
+    return [(RoomEvent(names[r["room"]], r["seq"], r["type"], r["payload"], r["at"]), r["owner"]) for r in rows]
 
 
 async def watch(hub: Hub) -> None:

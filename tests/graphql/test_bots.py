@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from app.db.engine import DB
+from app.domain.states import TokenScope, UserRole
 from app.services import words
 from tests import fake_openclaw
 from tests.graphql.people import (
@@ -154,16 +155,47 @@ async def test_an_agent_id_in_use_is_taken_and_one_from_the_name_gets_the_next_f
 
 
 async def test_the_number_of_bots_is_exact_however_many_ask_at_once(database: dict[str, Any], tmp_path: Path) -> None:
-    async with house(database, tmp_path, OPENCLAW_MAX_BOTS="5") as api:
+    async with house(database, tmp_path, OPENCLAW_MAX_BOTS="7") as api:
         mia = await person(api)
         given = {"name": "Hana", "model": "local/echo"}
-        answers = await asyncio.gather(*[who.run(CREATE, input=given) for who in [api, mia] * 15])
-        assert sorted(str(code(each)) for each in answers) == ["LIMIT_REACHED"] * 25 + ["None"] * 5
-        assert (await api.run(PAGE))["totalCount"] == 5
+        answers = await asyncio.gather(*[who.run(CREATE, input=given) for who in [api, mia] * 100])
+        assert sorted(str(code(each)) for each in answers) == ["LIMIT_REACHED"] * 193 + ["None"] * 7
+        assert (await api.run(PAGE))["totalCount"] == 7
+        assert [error["field"] for each in answers for error in each["userErrors"]] == [None] * 193
         made = next(each["bot"] for each in answers if each["bot"])
         assert (await api.run(DELETE, input={"botId": made["id"]}))["userErrors"] == []
         again = await asyncio.gather(*[api.run(CREATE, input={"name": "H", "model": "local/echo"}) for _ in range(3)])
         assert sorted(str(code(each)) for each in again) == ["LIMIT_REACHED", "LIMIT_REACHED", "None"]
+
+
+async def test_the_number_of_bots_stays_exact_while_some_are_deleted(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path, OPENCLAW_MAX_BOTS="4") as api:
+        given = {"name": "Hana", "model": "local/echo"}
+        tally = {"made": 0, "deleted": 0, "most": 0}
+
+        async def come_and_go() -> None:
+            for _ in range(4):
+                made = await api.run(CREATE, input=given)
+                if code(made):
+                    assert code(made) == "LIMIT_REACHED"
+                    continue
+                tally["made"] += 1
+                assert (await api.run(DELETE, input={"botId": made["bot"]["id"]}))["userErrors"] == []
+                tally["deleted"] += 1
+
+        async def count() -> None:
+            while True:
+                (row,) = await DB.fetch("SELECT count(*) AS n FROM bot")
+                tally["most"] = max(tally["most"], row["n"])
+
+        counting = asyncio.create_task(count())
+        await asyncio.gather(*[come_and_go() for _ in range(25)])
+        counting.cancel()
+        assert tally["made"] == tally["deleted"] >= 4
+        assert tally["most"] <= 4
+        # No place was lost on the way.
+        full = await asyncio.gather(*[api.run(CREATE, input=given) for _ in range(20)])
+        assert sorted(str(code(each)) for each in full) == ["LIMIT_REACHED"] * 16 + ["None"] * 4
 
 
 NAMES_A_BOT = {
@@ -240,12 +272,26 @@ async def test_the_caller_s_own_text_comes_back_from_every_mutation(database: di
             "botCreate": {"name": "", "model": ""},
             "modelProviderSave": {"name": "own"},
             "modelProviderDelete": {"id": "x"},
+            "botTransfer": {"botId": "x", "ownerId": "x"},
+            "botsControl": {"botIds": [], "action": "START"},
+            "signIn": {"email": "x", "password": "x"},
+            "signOut": {},
+            "passwordChange": {"currentPassword": "x", "newPassword": "x"},
+            "accessTokenCreate": {"name": "", "scopes": []},
+            "accessTokenRevoke": {"accessTokenId": "x"},
+            "userCreate": {"name": "", "email": "", "password": ""},
+            "userUpdate": {"userId": "x"},
         }
         assert inputs.keys() == names.keys()
         for name, type_name in names.items():
             document = f"mutation($input: {type_name}!) {{ {name}(input: $input) {{ clientMutationId }} }}"
             texts = ["", "x" * 5_000, "日本\n\t", "\0", "\ud800", None]
-            asked = [api.run(document, input={**inputs[name], "clientMutationId": text}) for text in texts]
+            # Who signs out can be asked only once.
+            callers = [await person(api) if name == "signOut" else api for _ in texts]
+            asked = [
+                who.run(document, input={**inputs[name], "clientMutationId": text})
+                for who, text in zip(callers, texts, strict=True)
+            ]
             assert await asyncio.gather(*asked) == [{"clientMutationId": text} for text in texts], name
 
 
@@ -441,7 +487,7 @@ async def _pages(api: Caller, size: int, *, forward: bool, **given: Any) -> list
 
 
 async def test_pages_walk_the_whole_list_in_any_order_and_either_way(database: dict[str, Any], tmp_path: Path) -> None:
-    async with house(database, tmp_path) as api:
+    async with house(database, tmp_path, CLAWNET_RATE_QUERY="0") as api:
         mia = await person(api)
         # Names repeat, so that an order by name alone would lose some between pages.
         for n in range(13):
@@ -508,6 +554,50 @@ async def test_pages_walk_the_whole_list_in_any_order_and_either_way(database: d
         assert (empty["nodes"], empty["totalCount"]) == ([], 13)
 
 
+async def test_a_person_s_own_bots_are_shown_as_far_as_the_caller_may_see_them(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    own = """query($first: Int, $after: String) { viewer { bots(first: $first, after: $after) {
+      totalCount nodes { agentId owner { name } } pageInfo { hasNextPage endCursor } } } }"""
+    others = "query($ids: [ID!]!) { nodes(ids: $ids) { ... on User { name bots { totalCount nodes { agentId } } } } }"
+    async with house(database, tmp_path) as api:
+        mia, sven = await person(api), await person(api, "Sven")
+        for n in range(3):
+            await story.make_bot(mia, agentId=f"m{n}")
+        await story.make_bot(sven, agentId="s0")
+        first = (await mia.run(own, first=2))["bots"]
+        assert (first["totalCount"], first["pageInfo"]["hasNextPage"]) == (3, True)
+        assert first["nodes"] == [{"agentId": f"m{n}", "owner": {"name": "Mia"}} for n in range(2)]
+        rest = (await mia.run(own, first=2, after=first["pageInfo"]["endCursor"]))["bots"]
+        assert [bot["agentId"] for bot in rest["nodes"]] == ["m2"]
+        # A place on this list is one on the list of all bots as well: it is the same list, with fewer on it.
+        assert [bot["agentId"] for bot in (await sven.run(own))["bots"]["nodes"]] == ["s0"]
+        ids = [(await who.run("{ viewer { id } }"))["id"] for who in (mia, sven, api)]
+        seen = await api.run(others, ids=ids)
+        assert [(user["bots"]["totalCount"], len(user["bots"]["nodes"])) for user in seen] == [(3, 3), (1, 1), (0, 0)]
+        hers = await mia.run(others, ids=ids)
+        assert [user and user["name"] for user in hers] == ["Mia", None, None]
+        # Through the owner of a bot an observer sees what an observer may see.
+        ines = await person(api, "Ines", UserRole.OBSERVER)
+        fleet = await ines.run("{ bots { nodes { owner { name bots(first: 1) { totalCount } } } } }")
+        assert [bot["owner"]["bots"]["totalCount"] for bot in fleet["nodes"]] == [3, 3, 3, 1]
+        bare = await person(api, "Nina", UserRole.ADMIN, frozenset({TokenScope.SOCIAL_READ}))
+        refused = await bare.ask(own)
+        assert refused["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+        assert refused["data"] == {"viewer": None}
+
+
+async def test_an_update_without_a_change_says_nothing_to_anybody(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        bot = await story.make_bot(api)
+        rows = "SELECT * FROM bot", "SELECT name, seq FROM room ORDER BY name"
+        before = [await DB.fetch(sql) for sql in rows]
+        empty = await api.run(UPDATE, input={"botId": bot["id"], "expectedRevision": 1})
+        assert (empty["userErrors"], empty["bot"]["config"]["revision"]) == ([], 1)
+        assert code(await api.run(UPDATE, input={"botId": bot["id"], "expectedRevision": 2})) == "STALE"
+        assert [await DB.fetch(sql) for sql in rows] == before
+
+
 def _cursor(value: object) -> str:
     text = value if isinstance(value, bytes) else json.dumps(value).encode()
     return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
@@ -516,26 +606,29 @@ def _cursor(value: object) -> str:
 async def test_a_page_that_cannot_be_is_refused_and_never_breaks_the_server(
     database: dict[str, Any], tmp_path: Path
 ) -> None:
-    key = "0" * 32
+    key, mine = "0" * 32, "bots.createdAt"
     garbage = [
         "", "x", "=", "\0", "\ud800", "é", "%00", "' OR 1=1 --", "A" * 10_000, _cursor(b"\xff\xfe"), _cursor(1),
         _cursor(None),
         _cursor([]), _cursor([1, 2]), _cursor(["x", key, "y"]), _cursor({"a": 1, "b": 2}), _cursor([None, key]),
-        _cursor(["x", "y"]), _cursor(["\0", key]), _cursor(["\ud800", key]), _cursor([["x"], key]),
+        _cursor(["x", "y"]), _cursor([key, "x"]), _cursor([mine]), _cursor([mine, key]), _cursor([mine, key, None]),
+        _cursor([mine, key, ["x"]]), _cursor([mine, None, "x"]), _cursor([mine, "x", "x"]), _cursor(["", key, "x"]),
+        _cursor(["users.createdAt", key, "2026-01-01T00:00:00+00:00"]),
+        *[_cursor([f"bots.{field}", key, text]) for field in ("name", "status") for text in ("\0", "\ud800", 1, None)],
         _cursor(b"[" * 10_000),
         _cursor(b"[" + b"9" * 5_000 + b', "x"]'), _cursor(["x", 5]), _cursor("ab"), _cursor(["", None]),
     ]  # fmt: skip
     no_times = ["x", "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-13-01", "now"]
-    async with house(database, tmp_path) as api:
+    async with house(database, tmp_path, CLAWNET_RATE_QUERY="0") as api:
         await story.make_bot(api)
 
         cursors = [
             *[({"after": text}, field) for text in garbage for field in ("CREATED_AT", "NAME")],
             *[({"before": text}, "STATUS") for text in garbage],
             *[
-                ({"after": _cursor([text, key])}, field)
+                ({"after": _cursor([f"bots.{name}", key, text])}, field)
                 for text in no_times
-                for field in ("CREATED_AT", "LAST_SEEN_AT")
+                for field, name in (("CREATED_AT", "createdAt"), ("LAST_SEEN_AT", "lastSeenAt"))
             ],
         ]
         asked: list[dict[str, Any]] = [

@@ -45,12 +45,13 @@ class Things:
     bot: dict[str, Any]
     provider: str
     owner: str
+    token: str
 
     def without(self) -> "Things":
         """The same things under identities that nobody has."""
         bot, key = {**self.bot}, str(new_id())
         bot |= {"databaseId": key, "id": _id("Bot", key), "agentId": f"{self.bot['agentId']}x"}
-        return Things(bot, _id("ModelProvider", str(new_id())), _id("User", str(new_id())))
+        return Things(bot, _id("ModelProvider", str(new_id())), _id("User", str(new_id())), _id("AccessToken", key))
 
 
 def _id(type_name: str, key: str) -> str:
@@ -63,23 +64,43 @@ def _mutation(name: str, what: str, **more: Any) -> Ask:
     return Ask(document, lambda things: {"input": {"botId": things.bot["id"], **more}})
 
 
-NO, SIGN_IN, CLOSED, NONE = "FORBIDDEN", "UNAUTHENTICATED", "4403", "NOT_FOUND"
+def _about_people(name: str, what: str, /, **given: Any) -> Ask:
+    type_name = f"{name[0].upper()}{name[1:]}Input"
+    document = f"mutation($input: {type_name}!) {{ {name}(input: $input) {{ {what} {ERRORS} }} }}"
+    return Ask(document, lambda things: {"input": given})
+
+
+NO, SIGN_IN, CLOSED, NONE, REFUSED = "FORBIDDEN", "UNAUTHENTICATED", "4403", "NOT_FOUND", "CREDENTIALS_REFUSED"
 #: "seen": something came back; "empty": nothing did, and no error; "done": a mutation was not refused.
-#: CONFLICT is how a bot that does not run answers whom it would speak with.
+#: CONFLICT is how a bot that does not run answers whom it would speak with, and who has no password to change.
 RIGHTS: dict[str, Expected] = {
     "Query.node": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
     "Query.nodes": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
     "Query.viewer": Expected("empty", "seen", "seen", "seen", "seen", "seen"),
     "Query.serverInfo": Expected("seen", "seen", "seen", "seen", "seen", "seen"),
+    "Query.rateLimit": Expected("seen", "seen", "seen", "seen", "seen", "seen"),
     "Query.bot": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
     "Query.bots": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
+    "Query.fleet": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
     "Query.modelProviders": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
+    "Query.accessTokens": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
+    "Query.users": Expected(SIGN_IN, NO, NO, NO, NO, "seen"),
+    "Query.auditEntries": Expected(SIGN_IN, NO, NO, NO, NO, "seen"),
+    "Mutation.signIn": Expected(REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED),
+    "Mutation.signOut": Expected(SIGN_IN, "done", "done", "done", "done", "done"),
+    "Mutation.passwordChange": Expected(SIGN_IN, "CONFLICT", "CONFLICT", "CONFLICT", "CONFLICT", "CONFLICT"),
+    "Mutation.accessTokenCreate": Expected(SIGN_IN, "done", "done", "done", "done", "done"),
+    "Mutation.accessTokenRevoke": Expected(SIGN_IN, NONE, "INVALID", NONE, "done", "done"),
+    "Mutation.userCreate": Expected(SIGN_IN, NO, NO, NO, NO, "done"),
+    "Mutation.userUpdate": Expected(SIGN_IN, NO, NO, NO, NO, "done"),
     "Mutation.botCreate": Expected(SIGN_IN, "done", NO, NO, "done", "done"),
     "Mutation.botUpdate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.botDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.botStart": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.botStop": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.botRestart": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.botTransfer": Expected(SIGN_IN, NO, NO, NO, NO, "done"),
+    "Mutation.botsControl": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.messageSend": Expected(SIGN_IN, NONE, NO, NO, "CONFLICT", "CONFLICT"),
     "Mutation.modelProviderSave": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.modelProviderDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
@@ -94,13 +115,37 @@ ASKS: dict[str, Ask] = {
         "query($ids: [ID!]!) { nodes(ids: $ids) { id } }", lambda t: {"ids": [t.bot["id"], t.provider, t.owner]}
     ),
     "Query.viewer": Ask("{ viewer { id email } }", lambda t: {}),
+    "Query.rateLimit": Ask("{ rateLimit { limit remaining } }", lambda t: {}),
     "Query.serverInfo": Ask("{ serverInfo { version } }", lambda t: {}),
     "Query.bot": Ask("query($by: BotBy!) { bot(by: $by) { id } }", lambda t: {"by": {"agentId": t.bot["agentId"]}}),
     "Query.bots": Ask(
         "query($f: BotFilter) { bots(filter: $f) { nodes { id } totalCount } }",
         lambda t: {"f": {"ownerId": [t.owner], "search": t.bot["agentId"]}},
     ),
+    "Query.fleet": Ask("{ fleet { statusCounts { status count } hosts { nodes { id } } } }", lambda t: {}),
     "Query.modelProviders": Ask("{ modelProviders { id } }", lambda t: {}),
+    "Query.accessTokens": Ask("{ accessTokens { nodes { id } totalCount } }", lambda t: {}),
+    "Query.users": Ask("{ users { nodes { id } totalCount } }", lambda t: {}),
+    "Query.auditEntries": Ask("{ auditEntries { nodes { id } totalCount } }", lambda t: {}),
+    "Mutation.signIn": _about_people("signIn", "accessToken", email="nobody@example.com", password="x" * 12),
+    "Mutation.signOut": _about_people("signOut", "viewer { id }"),
+    "Mutation.passwordChange": _about_people(
+        "passwordChange", "viewer { id }", currentPassword="x" * 12, newPassword="correct horse battery"
+    ),
+    "Mutation.accessTokenCreate": _about_people("accessTokenCreate", "secret", name="x", scopes=["FLEET_READ"]),
+    "Mutation.accessTokenRevoke": Ask(
+        f"mutation($input: AccessTokenRevokeInput!) {{ accessTokenRevoke(input: $input) "
+        f"{{ revokedAccessTokenId {ERRORS} }} }}",
+        lambda t: {"input": {"accessTokenId": t.token}},
+    ),
+    "Mutation.userCreate": Ask(
+        f"mutation($input: UserCreateInput!) {{ userCreate(input: $input) {{ user {{ id }} {ERRORS} }} }}",
+        lambda t: {"input": {"name": "New", "email": f"{t.bot['agentId']}@example.com", "password": "correct horse"}},
+    ),
+    "Mutation.userUpdate": Ask(
+        f"mutation($input: UserUpdateInput!) {{ userUpdate(input: $input) {{ user {{ id }} {ERRORS} }} }}",
+        lambda t: {"input": {"userId": t.owner, "name": "Olga"}},
+    ),
     "Mutation.botCreate": Ask(
         f"mutation($input: BotCreateInput!) {{ botCreate(input: $input) {{ bot {{ id }} {ERRORS} }} }}",
         lambda t: {"input": {"name": "New", "model": "local/echo"}},
@@ -110,6 +155,15 @@ ASKS: dict[str, Ask] = {
     "Mutation.botStart": _mutation("botStart", "bot { id }", wait=False),
     "Mutation.botStop": _mutation("botStop", "bot { id }"),
     "Mutation.botRestart": _mutation("botRestart", "bot { id }", wait=False),
+    "Mutation.botTransfer": Ask(
+        f"mutation($input: BotTransferInput!) {{ botTransfer(input: $input) {{ bot {{ id }} {ERRORS} }} }}",
+        lambda t: {"input": {"botId": t.bot["id"], "ownerId": t.owner}},
+    ),
+    "Mutation.botsControl": Ask(
+        f"mutation($input: BotsControlInput!) {{ botsControl(input: $input) "
+        f"{{ bots {{ id }} results {{ bot {{ id }} userError {{ code message field }} }} {ERRORS} }} }}",
+        lambda t: {"input": {"botIds": [t.bot["id"]], "action": "STOP"}},
+    ),
     "Mutation.messageSend": _mutation("messageSend", "message { text }", text="Hello"),
     "Mutation.modelProviderSave": Ask(
         docs.PROVIDER_SAVE,
@@ -126,6 +180,17 @@ ASKS: dict[str, Ask] = {
         "subscription($names: [String!]!) { room(names: $names) { event } }",
         lambda t: {"names": [f"bot:{t.bot['databaseId']}:status"]},
     ),
+}
+
+
+#: What concerns no object that is there already.
+ABOUT_NOTHING = {
+    "Mutation.botCreate",
+    "Mutation.signIn",
+    "Mutation.signOut",
+    "Mutation.passwordChange",
+    "Mutation.accessTokenCreate",
+    "Mutation.userCreate",
 }
 
 
@@ -172,15 +237,23 @@ async def people(api: Caller) -> Expected:
 async def belongings(owner: Caller, number: int) -> Things:
     bot = await story.make_bot(owner, agentId=f"b{number:03}")
     own = await provider(owner, f"pb{number:03}", models=[{"id": "m"}])
-    return Things(bot, own["id"], (await owner.run("{ viewer { id } }"))["id"])
+    return Things(bot, own["id"], (await owner.run("{ viewer { id } }"))["id"], await a_token(owner))
+
+
+async def a_token(owner: Caller) -> str:
+    document = ASKS["Mutation.accessTokenCreate"].document.replace("secret", "accessToken { id }")
+    scopes = ["FLEET_READ", "FLEET_WRITE"]
+    return (await owner.run(document, input={"name": "x", "scopes": scopes}))["accessToken"]["id"]
 
 
 async def renewed(owner: Caller, old: Things, number: int, name: str) -> Things:
     """The same with a new one of what the mutation will change."""
     if "Provider" in name:
         new = await provider(owner, f"pb{number:03}", models=[{"id": "m"}])
-        return Things({**old.bot, "agentId": f"b{number:03}"}, new["id"], old.owner)
-    return Things(await story.make_bot(owner, agentId=f"b{number:03}"), old.provider, old.owner)
+        return Things({**old.bot, "agentId": f"b{number:03}"}, new["id"], old.owner, old.token)
+    if "accessToken" in name:
+        return Things(old.bot, old.provider, old.owner, await a_token(owner))
+    return Things(await story.make_bot(owner, agentId=f"b{number:03}"), old.provider, old.owner, old.token)
 
 
 async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_path: Path) -> None:
@@ -195,12 +268,20 @@ async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_
                 if name.startswith("Mutation.") and wanted == "done":
                     made += 1
                     mine = await renewed(who.owner, things, made, name)
-                answer = await first_of(
-                    getattr(who, role), ASKS[name], mine, is_stream=name.startswith("Subscription.")
-                )
+                caller = getattr(who, role)
+                if name == "Mutation.signOut" and caller.token:
+                    caller = caller.signed_in(await twin(caller.token))
+                answer = await first_of(caller, ASKS[name], mine, is_stream=name.startswith("Subscription."))
                 if outcome(answer) != wanted:
                     wrong[f"{name} by {role}"] = answer
         assert wrong == {}
+
+
+async def twin(token: str) -> str:
+    """Another token of the same person, for a test to use up."""
+    viewer = await accounts.viewer_of(token)
+    assert viewer is not None
+    return await accounts.add_token(viewer.user_id, "twin", viewer.scopes)
 
 
 def _key(identity: str) -> str:
@@ -215,7 +296,7 @@ async def test_what_belongs_to_others_answers_as_what_is_not_there_does(
         for error in answer.get("errors", []):
             assert error["extensions"].pop("requestId")
         text = json.dumps(answer)
-        for known in (things.bot["id"], things.bot["databaseId"], things.bot["agentId"], things.provider, things.owner):
+        for known in (*map(str, things.bot.values()), things.provider, things.owner, things.token):
             text = text.replace(known, "-")
         return text
 
@@ -226,7 +307,7 @@ async def test_what_belongs_to_others_answers_as_what_is_not_there_does(
         before = await DB.fetch(rows[0]), await DB.fetch(rows[1])
         compared = 0
         for name, ask in ASKS.items():
-            if name == "Mutation.botCreate" or not ask.variables(things):
+            if name in ABOUT_NOTHING or not ask.variables(things):
                 continue
             missing, is_stream = things.without(), name.startswith("Subscription.")
             for caller in (who.stranger, await person(api, "Nina", scopes=frozenset())):
@@ -245,14 +326,24 @@ async def test_a_token_without_scopes_may_nothing_but_say_who_it_is(database: di
     async with house(database, tmp_path) as api:
         bare = await person(api, "Nina", UserRole.ADMIN, scopes=frozenset())
         things = await belongings(api, 0)
-        free = {"Query.viewer": "seen", "Query.serverInfo": "seen", "Query.node": "empty", "Query.nodes": "seen"}
+        free = {
+            "Query.viewer": "seen",
+            "Query.serverInfo": "seen",
+            "Query.rateLimit": "seen",
+            "Query.node": "empty",
+            "Query.nodes": "empty",
+            "Query.accessTokens": "seen",
+            "Mutation.signIn": REFUSED,
+            "Mutation.signOut": "done",
+            "Mutation.passwordChange": "CONFLICT",
+            "Mutation.accessTokenCreate": "INVALID",
+            "Mutation.accessTokenRevoke": NONE,
+        }
         for name, ask in ASKS.items():
-            answer = await first_of(bare, ask, things, is_stream=name.startswith("Subscription."))
+            caller = bare.signed_in(await twin(bare.token or "")) if name == "Mutation.signOut" else bare
+            answer = await first_of(caller, ask, things, is_stream=name.startswith("Subscription."))
             wanted = free.get(name, NONE if name == "Subscription.room" else NO)
             assert outcome(answer) == wanted, (name, answer)
-        # People it may see, being an administrator's; bots and providers not.
-        seen = await first_of(bare, ASKS["Query.nodes"], things, is_stream=False)
-        assert [bool(one) for one in seen["data"]["nodes"]] == [False, False, True]
 
 
 async def test_anonymous_callers_read_health_and_nothing_of_the_house(database: dict[str, Any], tmp_path: Path) -> None:
@@ -330,7 +421,7 @@ async def test_a_token_that_does_not_count_is_no_token(database: dict[str, Any],
             refused = await caller.ask("{ modelProviders { id } }")
             assert outcome(refused) == SIGN_IN, what
             assert refused["data"] is None
-            ask, things = ASKS["Subscription.botStatus"], Things({"id": "x"}, "", "")
+            ask, things = ASKS["Subscription.botStatus"], Things({"id": "x"}, "", "", "")
             assert outcome(await first_of(caller, ask, things, is_stream=True)) == CLOSED, what
 
         await asyncio.gather(*[check(what, token) for what, token in tokens.items()])

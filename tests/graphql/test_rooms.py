@@ -17,6 +17,7 @@ import pytest
 
 from app.db.engine import DB
 from app.domain.states import UserRole
+from app.services import tokens
 from tests import fake_openclaw
 from tests.graphql.people import Caller, first, heard, house, opened, person
 from tests.harness import PATIENCE, REPO, Heard, dsn
@@ -103,6 +104,21 @@ async def test_a_fleet_s_listener_hears_all_of_it_and_nothing_of_others(
             ]  # fmt: skip
 
 
+async def test_an_administrator_in_somebody_s_fleet_hears_of_that_fleet_alone(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api:
+        mia = await person(api)
+        foreign, own = await story.make_bot(api, "Foreign"), await story.make_bot(mia, "Own")
+        (row,) = await DB.fetch("SELECT id FROM app_user WHERE name = 'Mia'")
+        async with api.listen(docs.ROOM, names=[f"fleet:user:{row['id']}"]) as ear:
+            present = await anext(ear)
+            assert [bot["botId"] for bot in present["data"]["bots"]] == [own["databaseId"]]
+            await change(api, foreign, "a")
+            await change(api, own, "b")
+            assert (await anext(ear))["data"]["botId"] == own["databaseId"]
+
+
 async def test_who_breaks_off_in_the_middle_of_the_present_gets_all_of_it_again(
     database: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -132,7 +148,7 @@ async def test_a_cursor_that_the_room_cannot_serve_gets_resync_and_the_present(
         async with all_ways(api, bot, [None] * 3) as ears:
             old = [(await anext(ear))["cursor"] for ear in ears]
         await change(api, bot, "a", "b", "c")
-        await DB.fetch("UPDATE room SET floor = seq - 1")
+        await DB.fetch("UPDATE room SET floor = seq - 1 WHERE seq > 0")
         await DB.fetch("DELETE FROM room_event e USING room r WHERE e.room = r.id AND e.seq <= r.floor")
 
         async def resyncs(cursors: list[Any]) -> list[Any]:
@@ -309,7 +325,7 @@ async def test_closed_sockets_leave_no_room_occupied(database: dict[str, Any], t
 
         await asyncio.gather(*[listen(way) for way in range(9)])
         with anyio.fail_after(PATIENCE):
-            while hub.occupied():
+            while hub.occupied() != [tokens.ROOM]:  # where the server itself listens
                 await asyncio.sleep(0.01)
 
 

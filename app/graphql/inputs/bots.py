@@ -5,8 +5,8 @@ from strawberry.scalars import JSON
 
 from app.domain.states import BotStatus, RestartMode
 from app.graphql.inputs import any_text
-from app.graphql.types.enums import BotOrderField, OrderDirection
-from app.services import bots
+from app.graphql.types.enums import BotControlAction, BotOrderField, OrderDirection
+from app.services.bot_settings import RestartPolicy
 
 
 @strawberry.input(one_of=True, description="How to find one bot: exactly one of the fields.")
@@ -40,8 +40,8 @@ class RestartPolicyInput:
         default=1.0, description="First pause in seconds; it doubles with each restart."
     )
 
-    def policy(self) -> bots.RestartPolicy:
-        return bots.RestartPolicy(self.mode, self.max_restarts, self.window_seconds, self.backoff_seconds)
+    def policy(self) -> RestartPolicy:
+        return RestartPolicy(self.mode, self.max_restarts, self.window_seconds, self.backoff_seconds)
 
 
 @strawberry.input(description="What `botCreate` takes.")
@@ -94,6 +94,13 @@ class BotDeleteInput:
     client_mutation_id: str | None = any_text()
 
 
+@strawberry.input(description="What `botTransfer` takes.")
+class BotTransferInput:
+    bot_id: strawberry.ID = strawberry.field(description="The bot.")
+    owner_id: strawberry.ID = strawberry.field(description="The person who gets it.")
+    client_mutation_id: str | None = any_text()
+
+
 @strawberry.input(description="What `botStart` takes.")
 class BotStartInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
@@ -113,4 +120,11 @@ class BotStopInput:
 class BotRestartInput:
     bot_id: strawberry.ID = strawberry.field(description="The bot.")
     wait: bool = strawberry.field(default=True, description="Answer only when the process listens or failed.")
+    client_mutation_id: str | None = any_text()
+
+
+@strawberry.input(description="What `botsControl` takes.")
+class BotsControlInput:
+    bot_ids: list[strawberry.ID] = strawberry.field(description="The bots, at most 100; one named twice counts once.")
+    action: BotControlAction = strawberry.field(description="What to do.")
     client_mutation_id: str | None = any_text()

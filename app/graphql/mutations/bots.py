@@ -1,12 +1,12 @@
 """Mutations of bots: each writes a wish, wakes the supervisor, and answers with how things are."""
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import strawberry
 
-from app.domain.errors import GatewayFailed, Refusal
+from app.domain.errors import Blank, GatewayFailed, NotFound, Refusal, TooLong
 from app.domain.ids import new_id
 from app.domain.states import BotStatus, TokenScope
 from app.graphql.context import Context, Info
@@ -16,8 +16,13 @@ from app.graphql.payloads import bots as payloads
 from app.graphql.permissions import Rule, mutation
 from app.graphql.types import node
 from app.graphql.types.bot import Bot
+from app.graphql.types.enums import BotControlAction
 from app.graphql.types.error import UserError
-from app.services import bots, keys
+from app.services import audit, bots, keys, roster
+from app.services.bot_settings import Draft
+
+#: Bots that one `botsControl` may name.
+MAX_BOTS = 100
 
 
 @strawberry.type
@@ -26,18 +31,7 @@ class BotMutations:
     async def bot_create(self, info: Info, input: Annotated[inputs.BotCreateInput, INPUT]) -> payloads.BotCreatePayload:
         vault, viewer, row_id = info.context.services.vault, info.context.caller, new_id()
         token = vault.seal(secrets.token_urlsafe(32), keys.gateway_token_place(row_id))
-        policy = input.restart_policy.policy() if input.restart_policy else bots.DEFAULT_POLICY
-        draft = bots.Draft(
-            name=input.name,
-            model=input.model,
-            agent_id=input.agent_id,
-            description=input.description,
-            system_prompt=input.system_prompt,
-            tags=tuple(input.tags or ()),
-            restart_policy=policy,
-            overrides=input.config_overrides,
-            start=input.start,
-        )
+        draft = Draft(settings=_settings(input), agent_id=input.agent_id, start=input.start)
         bot = await info.context.services.bots.create(viewer, draft, token, row_id, vault.active_key_id)
         return payloads.BotCreatePayload(bot=Bot.from_row(bot, viewer))
 
@@ -48,16 +42,7 @@ class BotMutations:
     )
     async def bot_update(self, info: Info, input: Annotated[inputs.BotUpdateInput, INPUT]) -> payloads.BotUpdatePayload:
         bot_id = node.require(input.bot_id, "Bot", "botId")
-        given = {
-            "name": input.name,
-            "model": input.model,
-            "systemPrompt": input.system_prompt,
-            "description": input.description,
-            "tags": input.tags,
-            "configOverrides": input.config_overrides,
-            "restartPolicy": input.restart_policy.policy() if input.restart_policy else input.restart_policy,
-        }
-        changes = {name: value for name, value in given.items() if value is not strawberry.UNSET}
+        changes = {name: value for name, value in _settings(input).items() if value is not strawberry.UNSET}
         bot = await info.context.services.bots.update(info.context.caller, bot_id, changes, input.expected_revision)
         return payloads.BotUpdatePayload(bot=Bot.from_row(bot, info.context.caller))
 
@@ -87,7 +72,7 @@ class BotMutations:
         generation = await service.stop(viewer, bot_id, input.grace_seconds)
         if input.wait:
             await service.settled(viewer, bot_id, bots.has_stopped(generation))
-        return payloads.BotStopPayload(bot=Bot.from_row(await service.require(viewer, bot_id), viewer))
+        return payloads.BotStopPayload(bot=Bot.from_row(await roster.require(viewer, bot_id), viewer))
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Ends the process and starts it again.")
     async def bot_restart(
@@ -98,13 +83,91 @@ class BotMutations:
         bot, errors = await _started(info.context, bot_id, generation, input.wait)
         return payloads.BotRestartPayload(bot=bot, user_errors=errors)
 
+    @mutation(
+        Rule.OWNED,
+        TokenScope.ADMIN,
+        "Gives a bot to somebody else. A running process is restarted if its model's key is another one then.",
+    )
+    async def bot_transfer(
+        self, info: Info, input: Annotated[inputs.BotTransferInput, INPUT]
+    ) -> payloads.BotTransferPayload:
+        bot_id = node.require(input.bot_id, "Bot", "botId")
+        owner = node.require(input.owner_id, "User", "ownerId")
+        bot = await info.context.services.bots.transfer(info.context.caller, bot_id, owner)
+        return payloads.BotTransferPayload(bot=Bot.from_row(bot, info.context.caller))
+
+    @mutation(
+        Rule.OWNED,
+        TokenScope.FLEET_WRITE,
+        "Starts, stops or restarts many bots at once, each on its own: what is refused for one is done for the others. "
+        "Answers without waiting for the processes.",
+    )
+    async def bots_control(
+        self, info: Info, input: Annotated[inputs.BotsControlInput, INPUT]
+    ) -> payloads.BotsControlPayload:
+        if not input.bot_ids:
+            raise Blank("botIds is empty", "botIds")
+        if len(input.bot_ids) > MAX_BOTS:
+            raise TooLong(f"botIds names {len(input.bot_ids)} bots; at most {MAX_BOTS} are allowed", "botIds")
+        results = await _control(info.context, list(input.bot_ids), input.action)
+        return payloads.BotsControlPayload(
+            bots=[result.bot for result in results if result.bot],
+            results=results,
+            user_errors=[result.user_error for result in results if result.user_error],
+        )
+
+
+async def _control(
+    context: Context, asked: list[strawberry.ID], what: BotControlAction
+) -> list[payloads.BotControlResult]:
+    """One answer a bot, in the order asked for; identities that are no bot's are answered as missing ones."""
+    viewer, service = context.caller, context.services.bots
+    action, wish = {
+        BotControlAction.START: ("botStart", service.start),
+        BotControlAction.STOP: ("botStop", service.stop),
+        BotControlAction.RESTART: ("botRestart", service.restart),
+    }[what]
+    parsed = {text: node.parse(text) for text in dict.fromkeys(asked)}
+    keys = {text: found[1] for text, found in parsed.items() if found and found[0] == "Bot"}
+    refusals = await bots.for_each(list(keys.values()), lambda key: wish(viewer, key))
+    rows = await roster.by_ids(viewer, [key for key in keys.values() if key not in refusals])
+    results: list[payloads.BotControlResult] = []
+    for text in parsed:
+        key = keys.get(text)
+        row = key and rows.get(key)
+        refusal = None if row else (key and refusals.get(key)) or NotFound("there is no such bot")
+        if refusal:
+            refusal.field = ["botIds", str(asked.index(text))]
+            await audit.note(action, key and audit.Subject("Bot", key), refusal=refusal.code, field=refusal.field)
+        results.append(
+            payloads.BotControlResult(
+                bot_id=text,
+                bot=Bot.from_row(row, viewer) if row else None,
+                user_error=UserError.of(refusal) if refusal else None,
+            )
+        )
+    return results
+
+
+def _settings(input: inputs.BotCreateInput | inputs.BotUpdateInput) -> dict[str, Any]:
+    """What is set on a bot, by name of the input's field."""
+    return {
+        "name": input.name,
+        "model": input.model,
+        "systemPrompt": input.system_prompt,
+        "description": input.description,
+        "tags": input.tags,
+        "configOverrides": input.config_overrides,
+        "restartPolicy": input.restart_policy.policy() if input.restart_policy else input.restart_policy,
+    }
+
 
 async def _started(context: Context, bot_id: UUID, generation: int, wait: bool) -> tuple[Bot | None, list[UserError]]:
     """The bot as it is once the wish is settled, and why it failed where it did."""
     service, viewer = context.services.bots, context.caller
     if wait:
         await service.settled(viewer, bot_id, bots.has_started(generation))
-    bot = await service.require(viewer, bot_id)
+    bot = await roster.require(viewer, bot_id)
     has_failed = wait and bot.seen_generation >= generation and bot.status in (BotStatus.ERROR, BotStatus.BACKOFF)
     errors: list[Refusal] = [GatewayFailed(bot.error or "the process failed", "botId")] if has_failed else []
     return Bot.from_row(bot, viewer), [UserError.of(error) for error in errors]

@@ -53,3 +53,27 @@ class BotRestartPayload:
     bot: Bot | None = _bot()
     user_errors: list[UserError] = errors()
     client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What `botTransfer` answers.")
+class BotTransferPayload:
+    bot: Bot | None = _bot()
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()
+
+
+@strawberry.type(description="What became of one of the bots that `botsControl` named.")
+class BotControlResult:
+    bot_id: strawberry.ID = strawberry.field(description="The identity, as it was sent.")
+    bot: Bot | None = strawberry.field(description="The bot after the change; null if it was refused.")
+    user_error: UserError | None = strawberry.field(description="Why it was refused; null if it was done.")
+
+
+@strawberry.type(description="What `botsControl` answers.")
+class BotsControlPayload:
+    bots: list[Bot] = strawberry.field(default_factory=list[Bot], description="The bots it was done to.")
+    results: list[BotControlResult] = strawberry.field(
+        default_factory=list[BotControlResult], description="One answer a bot, in the order asked for."
+    )
+    user_errors: list[UserError] = errors()
+    client_mutation_id: str | None = text()

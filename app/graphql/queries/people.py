@@ -9,10 +9,10 @@ from app.domain.states import TokenScope
 from app.graphql.context import Info
 from app.graphql.inputs.people import AuditFilter
 from app.graphql.permissions import Rule, query
-from app.graphql.queries.paging import After, Before, First, Last
 from app.graphql.types import node, page
 from app.graphql.types.access_token import AccessTokenConnection
 from app.graphql.types.audit import AuditEntryConnection
+from app.graphql.types.page import After, Before, First, Last
 from app.graphql.types.people import UserConnection
 from app.services import accounts, tokens, trail
 

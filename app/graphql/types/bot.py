@@ -14,7 +14,7 @@ from app.graphql.types.actor import Actor
 from app.graphql.types.enums import BotAction, BotDesiredState
 from app.graphql.types.page import PageInfo
 from app.graphql.types.user import User
-from app.services import bots
+from app.services import roster
 
 
 @strawberry.type(description="The process of a bot: `openclaw gateway run`.")
@@ -28,7 +28,7 @@ class Gateway:
     restart_count: int = strawberry.field(description="Restarts since the bot was last started by hand.")
 
     @classmethod
-    def from_row(cls, row: bots.Bot) -> "Gateway | None":
+    def from_row(cls, row: roster.Bot) -> "Gateway | None":
         if row.pid is None or row.started_at is None or not row.status.has_process:
             return None
         return cls(
@@ -62,7 +62,7 @@ class BotConfig:
     )
 
     @classmethod
-    def from_row(cls, row: bots.Bot) -> "BotConfig":
+    def from_row(cls, row: roster.Bot) -> "BotConfig":
         return cls(
             revision=row.revision,
             rendered=JSON(row.rendered),
@@ -101,7 +101,7 @@ class Bot(node.Node, Actor):
     last_seen_at: datetime | None = strawberry.field(
         description="When the process last gave a sign of life; null if never."
     )
-    row: strawberry.Private[bots.Bot]
+    row: strawberry.Private[roster.Bot]
 
     @strawberry.field(description="Whose bot it is.")
     async def owner(self, info: Info) -> User:
@@ -111,7 +111,7 @@ class Bot(node.Node, Actor):
         return User.from_row(user, info.context.caller)
 
     @classmethod
-    def from_row(cls, row: bots.Bot, viewer: Viewer) -> "Bot":
+    def from_row(cls, row: roster.Bot, viewer: Viewer) -> "Bot":
         return cls(
             id=node.global_id("Bot", row.id),
             database_id=str(row.id),
@@ -145,7 +145,7 @@ def _desired(state: DesiredState) -> BotDesiredState:
     return BotDesiredState.RUNNING if state is DesiredState.RUNNING else BotDesiredState.STOPPED
 
 
-def _actions(row: bots.Bot, viewer: Viewer) -> list[BotAction]:
+def _actions(row: roster.Bot, viewer: Viewer) -> list[BotAction]:
     return list(BotAction) if viewer.owns(row.owner) and viewer.may(TokenScope.FLEET_WRITE) else []
 
 
@@ -160,25 +160,23 @@ class BotConnection:
     edges: list[BotEdge] = strawberry.field(description="The bots with their cursors.")
     nodes: list[Bot] = strawberry.field(description="The bots alone.")
     page_info: PageInfo = strawberry.field(description="Where the page starts and ends.")
-    page: strawberry.Private[bots.Page]
+    viewer: strawberry.Private[Viewer]
+    query: strawberry.Private[roster.Query]
 
     @strawberry.field(
         description="All bots, also those on other pages; counted only when asked for. Null where counting is too dear."
     )
     async def total_count(self) -> int | None:
-        return await bots.count(self.page.viewer, self.page.query)
+        return await roster.count(self.viewer, self.query)
 
     @classmethod
-    def from_page(cls, page: bots.Page) -> "BotConnection":
-        edges = [BotEdge(cursor=cursor, node=Bot.from_row(row, page.viewer)) for cursor, row in page.bots]
+    async def read(cls, viewer: Viewer, query: roster.Query) -> "BotConnection":
+        page = await roster.page(viewer, query)
+        edges = [BotEdge(cursor=cursor, node=Bot.from_row(row, viewer)) for cursor, row in page.items]
         return cls(
             edges=edges,
             nodes=[edge.node for edge in edges],
-            page_info=PageInfo(
-                has_next_page=page.has_next,
-                has_previous_page=page.has_previous,
-                start_cursor=edges[0].cursor if edges else None,
-                end_cursor=edges[-1].cursor if edges else None,
-            ),
-            page=page,
+            page_info=PageInfo.of(page),
+            viewer=viewer,
+            query=query,
         )

@@ -47,6 +47,16 @@ _described(
 )
 
 _described(
+    states.FleetHostState,
+    "Whether a machine takes part.",
+    {
+        "READY": "Takes new bots.",
+        "DRAINING": "Keeps its bots, takes no new ones.",
+        "LOST": "Gave no sign of life in time.",
+    },
+)
+
+_described(
     states.UserRole,
     "What a person may do.",
     {
@@ -96,6 +106,7 @@ _described(
         "BACKOFF": "The process failed and is started again after a pause: `bot:error`.",
         "ADOPTED": "A running process was taken over by a server that was started anew.",
         "UPDATED": "Settings changed.",
+        "TRANSFERRED": "The bot belongs to somebody else now.",
         "DELETED": "The bot is gone.",
     },
 )
@@ -108,6 +119,13 @@ class BotAction(Enum):
     UPDATE = strawberry.enum_value("UPDATE", description="Change settings, channels and bindings.")
     DELETE = strawberry.enum_value("DELETE", description="Delete the bot with everything on it.")
     MESSAGE = strawberry.enum_value("MESSAGE", description="Speak with the bot.")
+
+
+@strawberry.enum(description="What can be asked of a bot's process.")
+class BotControlAction(Enum):
+    START = strawberry.enum_value("START", description="Start.")
+    STOP = strawberry.enum_value("STOP", description="Stop.")
+    RESTART = strawberry.enum_value("RESTART", description="Restart.")
 
 
 @strawberry.enum(description="Direction of an ordering.")
@@ -139,9 +157,7 @@ class UserErrorCode(Enum):
     GATEWAY_FAILED = strawberry.enum_value(
         "GATEWAY_FAILED", description="The bot's process did not do what was asked in time."
     )
-    CREDENTIALS_REFUSED = strawberry.enum_value(
-        "CREDENTIALS_REFUSED", description="The credentials were refused."
-    )
+    CREDENTIALS_REFUSED = strawberry.enum_value("CREDENTIALS_REFUSED", description="The credentials were refused.")
 
 
 @strawberry.enum(description="Who said a message.")

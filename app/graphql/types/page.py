@@ -1,6 +1,6 @@
 """Pages of a list."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import strawberry
 
@@ -9,6 +9,12 @@ from app.services.pages import Page, Stretch
 
 #: Items on a page where the caller names no number, and at most.
 DEFAULT_SIZE, MAX_SIZE = 20, 100
+
+#: The four arguments of every list.
+First = Annotated[int | None, strawberry.argument(description="How many from the start; at most 100.")]
+After = Annotated[str | None, strawberry.argument(description="Cursor to go on from.")]
+Last = Annotated[int | None, strawberry.argument(description="How many from the end; at most 100.")]
+Before = Annotated[str | None, strawberry.argument(description="Cursor to end before.")]
 
 
 @strawberry.type(description="Where a page of a connection starts and ends.")

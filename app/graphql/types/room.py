@@ -11,7 +11,8 @@ from app.domain.states import BotStatus
 from app.domain.viewer import Viewer
 from app.graphql.types import node
 from app.graphql.types.bot import Bot
-from app.services import bots, rooms
+from app.services import rooms
+from app.services.roster import Bot as Row
 
 BigInt = NewType("BigInt", int)
 
@@ -55,7 +56,7 @@ def _envelope(event: RoomEvent) -> tuple[str, str]:
     return "bot", bot_event_name(BotEventKind(event.type))
 
 
-def bot_data(row: bots.Bot) -> dict[str, Any]:
+def bot_data(row: Row) -> dict[str, Any]:
     """A bot as it is now, in the words of room messages."""
     return {
         "botId": str(row.id),
@@ -93,10 +94,12 @@ class BotStatusEvent:
     )
     dropped_count: int = strawberry.field(description="Events that this listener missed just before this one.")
     timestamp: datetime = strawberry.field(description="When it happened.")
-    bot: Bot | None = strawberry.field(description="The bot as it is now; null after its deletion.")
+    bot: Bot | None = strawberry.field(
+        description="The bot as it is now; null after its deletion, and where it is somebody else's by now."
+    )
 
     @classmethod
-    def from_event(cls, said: rooms.Said, row: bots.Bot | None, viewer: Viewer) -> "BotStatusEvent":
+    def from_event(cls, said: rooms.Said, row: Row | None, viewer: Viewer) -> "BotStatusEvent":
         p = said.event.payload
         kind = BotEventKind(said.event.type)
         previous = p["previousStatus"]
@@ -122,9 +125,7 @@ class BotStatusEvent:
         )
 
     @classmethod
-    def present(
-        cls, cursor: str, kind: BotEventKind, row: bots.Bot, viewer: Viewer, dropped: int = 0
-    ) -> "BotStatusEvent":
+    def present(cls, cursor: str, kind: BotEventKind, row: Row, viewer: Viewer, dropped: int = 0) -> "BotStatusEvent":
         """The bot as it is now."""
         data = bot_data(row)
         return cls(
