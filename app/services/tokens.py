@@ -155,8 +155,8 @@ async def revoke(wake: WakeRooms, viewer: Viewer, identity: UUID) -> None:
     """
     async with DB.transaction():
         row = await DB.fetch_one(
-            f'SELECT id, "user", name, scopes FROM access_token WHERE public_id = $1 AND ($2 OR "user" = $3) AND {WORKS} '
-            "FOR NO KEY UPDATE",
+            'SELECT id, "user", name, scopes FROM access_token WHERE public_id = $1 AND ($2 OR "user" = $3) '
+            f"AND {WORKS} FOR NO KEY UPDATE",
             identity, viewer.writes_all and viewer.may(TokenScope.ADMIN), viewer.user_id,
         )  # fmt: skip
         if row is None:
