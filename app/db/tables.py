@@ -26,7 +26,15 @@ from piccolo.columns.defaults.timestamptz import TimestamptzNow
 from piccolo.table import Table
 
 from app.db.engine import DB
-from app.domain.states import BotStatus, DesiredState, NotificationKind, RestartMode, UserRole
+from app.domain.states import (
+    BotStatus,
+    ChannelStatus,
+    DesiredState,
+    KeyRotationState,
+    NotificationKind,
+    RestartMode,
+    UserRole,
+)
 
 
 class Installation(Table, db=DB):
@@ -36,6 +44,10 @@ class Installation(Table, db=DB):
     salt = Bytea()
     kdf = Varchar(length=16)
     created_at = Timestamptz(default=TimestamptzNow())
+    #: The key of fingerprints, wrapped by the master key; never rotated, or nothing would be found again.
+    fingerprint_kek_id = Bytea(null=True, default=None)
+    fingerprint_nonce = Bytea(null=True, default=None)
+    fingerprint_wrapped = Bytea(null=True, default=None)
 
 
 class Keyring(Table, db=DB):
@@ -152,6 +164,7 @@ class BotProcess(Table, db=DB, tablename="bot_process"):
     restart_count = Integer(default=0)
     next_retry_at = Timestamptz(null=True, default=None)
     memory_bytes = BigInt(null=True, default=None)
+    good_revision = Integer(default=0)
 
 
 class BotRun(Table, db=DB, tablename="bot_run"):
@@ -180,6 +193,64 @@ class BotSecret(Table, db=DB, tablename="bot_secret"):
     key_id = Integer(index=True)
     row_version = Integer(default=1)
     created_at = Timestamptz(default=TimestamptzNow())
+
+
+class Channel(Table, db=DB):
+    """A place a bot can be talked to. `credentials` are sealed leaves by name, `settings` what is not secret."""
+
+    id = UUID(primary_key=True)
+    bot = ForeignKey(Bot, on_delete=OnDelete.cascade, null=False)
+    provider = Varchar(length=64)
+    account_id = Varchar(length=64)
+    name = Varchar(length=100)
+    enabled = Boolean(default=True)
+    settings = JSONB(default="{}")
+    credentials = JSONB(default="{}", secret=True)
+    credentials_key_id = Integer(null=True, default=None, index=True)
+    credentials_updated_at = Timestamptz(null=True, default=None)
+    row_version = Integer(default=1)
+    fingerprint = Bytea(null=True, default=None)
+    created_at = Timestamptz(default=TimestamptzNow())
+    updated_at = Timestamptz(default=TimestamptzNow())
+
+
+class ChannelState(Table, db=DB, tablename="channel_state"):
+    """What machines write of a channel, one row each, apart from what people edit."""
+
+    channel = UUID(primary_key=True)
+    status = Varchar(length=16, choices=ChannelStatus, default=ChannelStatus.DISCONNECTED)
+    error = Text(null=True, default=None)
+    last_connected_at = Timestamptz(null=True, default=None)
+    changed_at = Timestamptz(default=TimestamptzNow())
+
+
+class Binding(Table, db=DB):
+    """A rule that leads a peer to a bot. `match_key` is what it matches, so that no rule is there twice."""
+
+    id = UUID(primary_key=True)
+    bot = ForeignKey(Bot, on_delete=OnDelete.cascade, null=False)
+    channel = ForeignKey(Channel, on_delete=OnDelete.cascade, null=True, default=None)
+    peer_kind = Varchar(length=16, null=True, default=None)
+    peer_id = Varchar(length=200, null=True, default=None)
+    account_id = Varchar(length=64, null=True, default=None)
+    priority = Integer(default=0)
+    match_key = Text()
+    created_at = Timestamptz(default=TimestamptzNow())
+
+
+class KeyRotation(Table, db=DB, tablename="key_rotation"):
+    """A change of data keys: what is left to do is found in the sealed rows themselves."""
+
+    id = UUID(primary_key=True)
+    state = Varchar(length=16, choices=KeyRotationState, default=KeyRotationState.RUNNING)
+    from_key = Integer()
+    to_key = Integer()
+    total = BigInt(default=0)
+    done = BigInt(default=0)
+    failed = BigInt(default=0)
+    reason = Text(null=True, default=None)
+    started_at = Timestamptz(default=TimestamptzNow())
+    finished_at = Timestamptz(null=True, default=None)
 
 
 class ModelProvider(Table, db=DB, tablename="model_provider"):

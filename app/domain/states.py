@@ -133,3 +133,20 @@ class NotificationKind(StrEnum):
     BOT_ERROR = "BOT_ERROR"
     BOT_STOPPED = "BOT_STOPPED"
     BOT_RECOVERED = "BOT_RECOVERED"
+
+
+class ChannelStatus(StrEnum):
+    """Whether a channel is connected."""
+
+    DISCONNECTED = "DISCONNECTED"
+    CONNECTING = "CONNECTING"
+    CONNECTED = "CONNECTED"
+    ERROR = "ERROR"
+
+
+class KeyRotationState(StrEnum):
+    """Where a change of keys stands."""
+
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
