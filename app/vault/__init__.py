@@ -119,12 +119,22 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class WrappedFingerprintKey:
+    """The key of fingerprints, wrapped like a data key. It stays the same for ever, or nothing would be found again."""
+
+    kek_id: bytes
+    nonce: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """The row of `installation`: what every key of a database hangs on."""
 
     id: UUID
     salt: bytes
     kdf: str
+    fingerprint: WrappedFingerprintKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +153,33 @@ class WrappedKey:
 
 
 class Vault:
-    """Seals with the active data key and opens with any that the keyring holds."""
+    """Seals with the active data key and opens with any that the keyring holds.
 
-    def __init__(self, install_id: str, keys: Mapping[int, bytes], active_key_id: int) -> None:
+    It lives as long as its process, and takes in what others change in the keyring (`renew`).
+
+    Args:
+        wrapping: The key that wraps the others; without it the keyring stays as it is.
+        fingerprint_key: Of `fingerprint`, where the installation has one.
+    """
+
+    def __init__(
+        self,
+        install_id: str,
+        keys: Mapping[int, bytes],
+        active_key_id: int,
+        wrapping: bytes = b"",
+        fingerprint_key: bytes | None = None,
+    ) -> None:
         self.install_id = install_id
         self.active_key_id = active_key_id
         self._keys = dict(keys)
+        self._wrapping = wrapping
+        self._fingerprint_key = fingerprint_key
+
+    @property
+    def kek_id(self) -> bytes:
+        """Which master key this vault was opened with."""
+        return kek_id(self._wrapping)
 
     def __repr__(self) -> str:
         return f"Vault(install_id={self.install_id!r}, keys={sorted(self._keys)}, active={self.active_key_id})"
@@ -172,6 +203,48 @@ class Vault:
         if dek is None:
             raise KeyUnavailable(key_id)
         return Secret(_decrypt(blob, dek, self.install_id, place))
+
+    def reseal(self, sealed: str, place: Place) -> Sealed:
+        """The same secret under the active key. Raises as `unseal` does."""
+        return self.seal(self.unseal(sealed, place), place)
+
+    def fingerprint(self, provider: str, key: str, value: str | Secret) -> bytes:
+        """What is the same for the same secret and gives nothing of it away without this installation's key."""
+        if self._fingerprint_key is None:
+            raise RuntimeError("this vault was opened without the key of fingerprints")
+        secret = value.reveal_bytes() if isinstance(value, Secret) else value.encode()
+        parts = b"".join(len(part).to_bytes(4, "big") + part for part in (provider.encode(), key.encode(), secret))
+        return hmac.digest(self._fingerprint_key, parts, sha256)
+
+    @property
+    def has_fingerprints(self) -> bool:
+        """Whether the key of fingerprints is known; an installation gets one when it is first opened without."""
+        return self._fingerprint_key is not None
+
+    def learn_fingerprints(self, row: WrappedFingerprintKey | None) -> WrappedFingerprintKey:
+        """Takes in the installation's key of fingerprints, or makes one where there is none; keep what it answers."""
+        row = row or new_fingerprint_key(self._wrapping, self.install_id)
+        self._fingerprint_key = unwrap_fingerprint_key(row, self._wrapping, self.install_id)
+        return row
+
+    def new_key(self, key_id: int) -> "WrappedKey":
+        """A fresh data key for the keyring; this vault knows it once it was renewed with the row."""
+        return new_key(self._wrapping, key_id, self.install_id)
+
+    def renew(self, rows: Iterable["WrappedKey"]) -> None:
+        """Takes in the keyring as it is now.
+
+        Raises:
+            KeyMismatch: Another master key wraps it by now. What this vault knows it can still open.
+            SettingsError: The keyring is not one that this version can use.
+        """
+        rows = list(rows)
+        require_same(rows, self.kek_id)
+        active = _active(rows)
+        fresh = [row for row in rows if row.key_id not in self._keys]
+        self._keys = self._keys | _unwrap_all(fresh, self._wrapping, self.install_id)
+        # Numbers only grow, and a look that began before a change of keys may end after it.
+        self.active_key_id = max(active, self.active_key_id)
 
 
 def key_id(sealed: str) -> int:
@@ -346,11 +419,50 @@ def new_key(kek: bytes, key_id: int, install_id: str) -> WrappedKey:
     return WrappedKey(key_id, "active", kek_id(kek), nonce, wrapped)
 
 
+def new_fingerprint_key(kek: bytes, install_id: str) -> WrappedFingerprintKey:
+    """A fresh key of fingerprints, wrapped."""
+    return _wrap_fingerprint_key(secrets.token_bytes(32), kek, install_id)
+
+
+def _wrap_fingerprint_key(key: bytes, kek: bytes, install_id: str) -> WrappedFingerprintKey:
+    nonce = secrets.token_bytes(12)
+    return WrappedFingerprintKey(kek_id(kek), nonce, AESGCM(kek).encrypt(nonce, key, _fingerprint_aad(install_id)))
+
+
+def unwrap_fingerprint_key(row: WrappedFingerprintKey, kek: bytes, install_id: str) -> bytes:
+    """The key of fingerprints. Raises `CiphertextTampered` for a row that is not this installation's."""
+    try:
+        return AESGCM(kek).decrypt(row.nonce, row.wrapped, _fingerprint_aad(install_id))
+    except (InvalidTag, ValueError) as error:
+        raise CiphertextTampered("the wrapped key of fingerprints was changed") from error
+
+
+def wrapping_key(master: MasterKey, salt: bytes) -> bytes:
+    """The key-encryption key of a master key; a passphrase takes half a second and 128 MiB, so call it in a thread."""
+    return kek(master.ikm(salt), salt)
+
+
+def rewrap(
+    rows: Iterable[WrappedKey], fingerprint: WrappedFingerprintKey | None, old: bytes, new: bytes, install_id: str
+) -> tuple[list[WrappedKey], WrappedFingerprintKey | None]:
+    """The same keys under another key-encryption key. Raises `CiphertextTampered`."""
+    wrapped: list[WrappedKey] = []
+    for row in rows:
+        nonce = secrets.token_bytes(12)
+        text = wrap(unwrap(row, old, install_id), new, row.key_id, install_id, nonce)
+        wrapped.append(WrappedKey(row.key_id, row.state, kek_id(new), nonce, text))
+    if fingerprint is None:
+        return wrapped, None
+    key = unwrap_fingerprint_key(fingerprint, old, install_id)
+    return wrapped, _wrap_fingerprint_key(key, new, install_id)
+
+
 def new_keyring(master: MasterKey) -> tuple[Installation, WrappedKey]:
     """The rows of an installation that has none yet; insert both in one transaction."""
-    installation = Installation(uuid4(), secrets.token_bytes(16), master.kdf)
-    wrapping = kek(master.ikm(installation.salt), installation.salt)
-    return installation, new_key(wrapping, 1, str(installation.id))
+    identity, salt = uuid4(), secrets.token_bytes(16)
+    wrapping = wrapping_key(master, salt)
+    fingerprint = new_fingerprint_key(wrapping, str(identity))
+    return Installation(identity, salt, master.kdf, fingerprint), new_key(wrapping, 1, str(identity))
 
 
 def open_keyring(master: MasterKey, installation: Installation, rows: Iterable[WrappedKey]) -> Vault:
@@ -363,21 +475,32 @@ def open_keyring(master: MasterKey, installation: Installation, rows: Iterable[W
     rows = list(rows)
     if installation.kdf not in (KDF_RAW, KDF_SCRYPT):
         raise SettingsError(f"this database derives its keys by {installation.kdf!r}, which this version cannot")
-    wrapping = kek(master.ikm(installation.salt), installation.salt)
-    _require_same(rows, kek_id(wrapping))
-    install_id = str(installation.id)
+    wrapping = wrapping_key(master, installation.salt)
+    fingerprint, install_id = installation.fingerprint, str(installation.id)
+    require_same([*rows, fingerprint] if fingerprint else rows, kek_id(wrapping))
+    keys = _unwrap_all(rows, wrapping, install_id)
     try:
-        keys = {row.key_id: unwrap(row, wrapping, install_id) for row in rows}
+        known = unwrap_fingerprint_key(fingerprint, wrapping, install_id) if fingerprint else None
+    except CiphertextTampered as error:
+        raise SettingsError(f"{error}: restore the table installation from a backup") from error
+    return Vault(install_id, keys, _active(rows), wrapping, known)
+
+
+def _unwrap_all(rows: Iterable[WrappedKey], wrapping: bytes, install_id: str) -> dict[int, bytes]:
+    try:
+        return {row.key_id: unwrap(row, wrapping, install_id) for row in rows}
     except CiphertextTampered as error:
         raise SettingsError(f"{error}: restore the table keyring from a backup") from error
-    return Vault(install_id, keys, _active(rows))
 
 
-def _require_same(rows: list[WrappedKey], got: bytes) -> None:
+def require_same(
+    rows: Iterable[WrappedKey | WrappedFingerprintKey], got: bytes, variable: str = "ENCRYPTION_KEY"
+) -> None:
+    """Raises `KeyMismatch` where another master key wraps them."""
     for row in rows:
         if row.kek_id != got:
             raise KeyMismatch(
-                f"ENCRYPTION_KEY does not match this database (wanted kek {row.kek_id.hex()}, got {got.hex()})"
+                f"{variable} does not match this database (wanted kek {row.kek_id.hex()}, got {got.hex()})"
             )
 
 
@@ -390,6 +513,10 @@ def _active(rows: list[WrappedKey]) -> int:
 
 def _dek_aad(key_id: int, install_id: str) -> bytes:
     return b"clawnet/dek/v1" + key_id.to_bytes(4, "big") + install_id.encode()
+
+
+def _fingerprint_aad(install_id: str) -> bytes:
+    return b"clawnet/fingerprint-key/v1" + install_id.encode()
 
 
 # Key file

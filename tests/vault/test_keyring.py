@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import hmac
 import json
 import os
 import pickle
@@ -291,6 +292,75 @@ def test_a_changed_keyring_is_refused():
         vault.open_keyring(master, installation, [replace(row, state="decrypt")])
     with pytest.raises(SettingsError, match="argon"):
         vault.open_keyring(master, replace(installation, kdf="argon2id"), [row])
+
+
+def test_a_vault_takes_in_what_was_changed_in_its_keyring():
+    master = vault.master_key(HEX)
+    installation, first = vault.new_keyring(master)
+    opened = vault.open_keyring(master, installation, [first])
+    sealed = opened.seal("hunter2", PLACE)
+    second = opened.new_key(2)
+    opened.renew([replace(first, state="decrypt"), second])
+    again = opened.reseal(sealed, PLACE)
+    assert (vault.key_id(sealed), vault.key_id(again)) == (1, 2)
+    assert opened.unseal(again, PLACE) == opened.unseal(sealed, PLACE) == Secret("hunter2")
+    # A look that began before the change, and came back after it, takes nothing back.
+    opened.renew([first])
+    assert vault.key_id(opened.seal("hunter2", PLACE)) == 2
+
+
+def test_a_keyring_under_another_master_key_changes_nothing_in_an_open_vault():
+    master, other = vault.master_key(HEX), vault.master_key(HEX[::-1])
+    installation, first = vault.new_keyring(master)
+    opened = vault.open_keyring(master, installation, [first])
+    sealed = opened.seal("hunter2", PLACE)
+    old, new = (vault.wrapping_key(it, installation.salt) for it in (master, other))
+    rows, fingerprint = vault.rewrap([first], installation.fingerprint, old, new, str(installation.id))
+    with pytest.raises(KeyMismatch):
+        opened.renew(rows)
+    assert opened.unseal(sealed, PLACE).reveal() == "hunter2"
+    with pytest.raises(KeyMismatch):
+        vault.open_keyring(master, replace(installation, fingerprint=fingerprint), rows)
+    moved = vault.open_keyring(other, replace(installation, fingerprint=fingerprint), rows)
+    assert moved.unseal(sealed, PLACE).reveal() == "hunter2"
+    assert moved.fingerprint("a", "b", "c") == opened.fingerprint("a", "b", "c")
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_is_the_hmac_of_its_parts_with_their_lengths():
+    known = Vault("inst-1", {1: DEK}, 1, fingerprint_key=bytes(range(32)))
+    parts = b"\0\0\0\x08telegram\0\0\0\x08botToken\0\0\0\x051:abc"
+    assert known.fingerprint("telegram", "botToken", "1:abc") == hmac.digest(bytes(range(32)), parts, "sha256")
+    assert known.fingerprint("telegram", "botToken", Secret("1:abc")) == hmac.digest(bytes(range(32)), parts, "sha256")
+
+
+@given(st.lists(st.text(max_size=4), min_size=3, max_size=3), st.lists(st.text(max_size=4), min_size=3, max_size=3))
+def test_two_fingerprints_are_the_same_only_for_the_same_secret(one: list[str], other: list[str]):
+    known = Vault("inst-1", {1: DEK}, 1, fingerprint_key=DEK)
+    assert (known.fingerprint(*one) == known.fingerprint(*other)) == (one == other)
+
+
+def test_a_changed_key_of_fingerprints_is_refused():
+    master = vault.master_key(HEX)
+    installation, row = vault.new_keyring(master)
+    other, _ = vault.new_keyring(master)
+    assert installation.fingerprint is not None
+    for damaged in (
+        replace(installation.fingerprint, wrapped=bytes(48)),
+        replace(installation.fingerprint, wrapped=row.wrapped, nonce=row.nonce),
+        replace(installation.fingerprint, nonce=bytes(12)),
+    ):
+        with pytest.raises(SettingsError, match="key of fingerprints was changed: restore"):
+            vault.open_keyring(master, replace(installation, fingerprint=damaged), [row])
+    with pytest.raises(KeyMismatch):
+        vault.open_keyring(master, replace(installation, fingerprint=other.fingerprint), [row])
+
+
+def test_a_vault_without_the_key_of_fingerprints_makes_none_up():
+    with pytest.raises(RuntimeError, match="without the key"):
+        VAULT.fingerprint("telegram", "botToken", "1:abc")
 
 
 # Key file
