@@ -20,21 +20,27 @@ STATEMENTS = [
     ),
     ("CREATE INDEX channel_created_at ON channel (bot, created_at, id)", "DROP INDEX channel_created_at"),
     (
-        "ALTER TABLE channel_state ADD CONSTRAINT channel_state_channel FOREIGN KEY (channel) REFERENCES channel (id) "
-        "ON DELETE CASCADE",
+        (
+            "ALTER TABLE channel_state ADD CONSTRAINT channel_state_channel FOREIGN KEY (channel) REFERENCES channel (id) "
+            "ON DELETE CASCADE"
+        ),
         "ALTER TABLE channel_state DROP CONSTRAINT channel_state_channel",
     ),
     (
-        "ALTER TABLE channel_state ADD CONSTRAINT channel_state_status_word CHECK "
-        "(status IN ('DISCONNECTED', 'CONNECTING', 'CONNECTED', 'ERROR'))",
+        (
+            "ALTER TABLE channel_state ADD CONSTRAINT channel_state_status_word CHECK "
+            "(status IN ('DISCONNECTED', 'CONNECTING', 'CONNECTED', 'ERROR'))"
+        ),
         "ALTER TABLE channel_state DROP CONSTRAINT channel_state_status_word",
     ),
     ("CREATE UNIQUE INDEX binding_match ON binding (bot, match_key)", "DROP INDEX binding_match"),
     ("CREATE INDEX binding_created_at ON binding (bot, created_at, id)", "DROP INDEX binding_created_at"),
     ("CREATE INDEX binding_channel ON binding (channel)", "DROP INDEX binding_channel"),
     (
-        "ALTER TABLE key_rotation ADD CONSTRAINT key_rotation_state_word CHECK "
-        "(state IN ('RUNNING', 'SUCCEEDED', 'FAILED'))",
+        (
+            "ALTER TABLE key_rotation ADD CONSTRAINT key_rotation_state_word CHECK "
+            "(state IN ('RUNNING', 'SUCCEEDED', 'FAILED'))"
+        ),
         "ALTER TABLE key_rotation DROP CONSTRAINT key_rotation_state_word",
     ),
     (

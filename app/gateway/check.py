@@ -8,6 +8,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any, cast
@@ -33,7 +34,15 @@ REASONS, REASON_LENGTH = 5, 300
 #: More output than any answer has; the rest is not read.
 OUTPUT_MAX = 1_048_576
 #: Grows when a Dialect learns to say more, so that older notes are not believed.
-DIALECT_FORMAT = 1
+DIALECT_FORMAT = 2
+
+#: Parts of a configuration that tell how one thing is said, by the Dialect's name for it.
+PARTS = {
+    "catalog_refresh": "models",
+    "direct_peers": "bindings",
+    "flat_dm_policy": "direct",
+    "streaming_object": "streaming",
+}
 
 VALIDATE = Path(__file__).with_name("validate.mjs")
 
@@ -214,38 +223,48 @@ def _note(note: Path, known: Dialect) -> None:
 
 async def _asked(installation: Installation) -> Dialect:
     """First everything the new way, which one answer settles; else feature by feature."""
+    new = Dialect(True, True, True, True, True)
     try:
         with tempfile.TemporaryDirectory(prefix="clawnet-") as folder:
             home = Path(folder)
             for name in ("run", "home", "tmp", "workspace"):
                 (home / name).mkdir()
-            if await _accepts(installation, home, Dialect(True, True, True)):
-                return Dialect(True, True, True)
-            entries = await _accepts(installation, home, Dialect(True, False, False), peers=False)
-            refresh = await _accepts(installation, home, Dialect(entries, True, False), peers=False)
-            direct = await _accepts(installation, home, Dialect(entries, refresh, True))
-            return Dialect(entries, refresh, direct)
+            if await _accepts(installation, home, new, *PARTS.values()):
+                return new
+            old = Dialect(await _accepts(installation, home, new), False, False, False, False)
+            said = {
+                name: await _accepts(installation, home, replace(old, **{name: True}), part)
+                for name, part in PARTS.items()
+            }
+            return replace(old, **said)
     except Unchecked:
         return by_version(installation.version)
 
 
-async def _accepts(installation: Installation, home: Path, said: Dialect, *, peers: bool = True) -> bool:
-    return not await _ask(installation, _tiny(home, said, peers), home)
+async def _accepts(installation: Installation, home: Path, said: Dialect, *parts: str) -> bool:
+    return not await _ask(installation, _tiny(home, said, parts), home)
 
 
-def _tiny(home: Path, said: Dialect, peers: bool) -> dict[str, Any]:
+def _tiny(home: Path, said: Dialect, parts: Sequence[str]) -> dict[str, Any]:
     agent = {"workspace": str(home / "workspace")}
-    kind = "direct" if said.direct_peers else "dm"
-    binding = {"agentId": "a", "match": {"channel": "telegram", "accountId": "*", "peer": {"kind": kind, "id": "1"}}}
-    return {
+    tiny: dict[str, Any] = {
         "gateway": {"mode": "local"},
         "agents": {"entries": {"a": agent}} if said.agents_entries else {"list": [{"id": "a", **agent}]},
-        **({"models": {"catalogRefresh": {"enabled": False}}} if said.catalog_refresh else {}),
-        **({"bindings": [binding]} if peers else {}),
     }
+    if "models" in parts:
+        tiny["models"] = {"catalogRefresh": {"enabled": False}}
+    if "bindings" in parts:
+        match = {"channel": "telegram", "accountId": "*", "peer": {"kind": "direct", "id": "1"}}
+        tiny["bindings"] = [{"agentId": "a", "match": match}]
+    if "direct" in parts:
+        tiny.setdefault("channels", {})["discord"] = {"dmPolicy": "pairing"}
+    if "streaming" in parts:
+        tiny.setdefault("channels", {})["telegram"] = {"streaming": {"mode": "off"}}
+    return tiny
 
 
 def by_version(version: str) -> Dialect:
     """A guess for an OpenClaw that cannot be asked: the two versions that are known, and what lies between."""
     numbers = [int(part) for part in version.split("-", maxsplit=1)[0].split(".") if part.isdigit()]
-    return Dialect(numbers >= [2026, 9], numbers >= [2026, 9], numbers >= [2026, 3])
+    is_new = numbers >= [2026, 9]
+    return Dialect(is_new, is_new, numbers >= [2026, 3], is_new, is_new)

@@ -75,11 +75,15 @@ class Dialect:
     """`models.catalogRefresh` exists, and is on unless it is switched off."""
     direct_peers: bool = True
     """A binding's one-to-one peer is of kind `direct`; else `dm`."""
+    flat_dm_policy: bool = True
+    """Discord, Slack and Google Chat have `dmPolicy` and `allowFrom`; else both are in `dm`."""
+    streaming_object: bool = True
+    """A channel has one object `streaming`; else `chunkMode`, `blockStreaming` and others stand by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class BotSettings:
-    """Everything a bot's configuration is made of. Channels come rendered (`gateway/channels.py` knows them)."""
+    """Everything a bot's configuration is made of. Channels come rendered (`gateway/channels` knows them)."""
 
     agent_id: str
     name: str

@@ -15,7 +15,7 @@ from app.gateway.openclaw import Installation
 
 pytestmark = pytest.mark.openclaw
 
-DIALECTS = {"2026.2.1": Dialect(False, False, False), "2026.9.6": Dialect(True, True, True)}
+DIALECTS = {"2026.2.1": Dialect(False, False, False, False, False), "2026.9.6": Dialect(True, True, True, True, True)}
 SECRET = "tok-0123456789-secret"
 TEXT = "Hana ${HOME} $${PATH} ${A ${B} $"
 
