@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +12,15 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from app.domain.errors import StartTimeout
+from app.domain.errors import ConfigInvalid, StartTimeout
 from app.domain.states import Phase, Reason
-from app.gateway import config, home, process
+from app.gateway import channels, config, home, lastgood, process
 from app.gateway.config import BotSettings, ModelProvider
 from app.gateway.process import Launch, Process
 from app.services import keys, models, processes
 from app.services.nodes import LeaseLost
 from app.services.processes import Wanted
-from app.supervisor import ports
+from app.supervisor import accounts, ports
 from app.supervisor.tools import OpenClaw, Tools
 
 log = structlog.get_logger()
@@ -47,8 +48,9 @@ async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> Rend
     """
     provider_name, _ = config.split_model(w.model)
     provider = await models.for_owner(w.owner, provider_name)
-    providers = () if provider is None else (_provider(tools, provider),)
+    providers = () if provider is None else (await _provider(tools, provider),)
     token = await keys.gateway_token(tools.vault, w.bot_id)
+    opened = await _channels(tools, openclaw, w)
     settings = BotSettings(
         agent_id=w.agent_id,
         name=w.name,
@@ -59,32 +61,102 @@ async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> Rend
         gateway_token=token.reveal(),
         providers=providers,
         overrides=w.overrides,
+        channels=opened.channels,
+        bindings=channels.render_bindings(await accounts.rules(w.bot_id), w.agent_id, openclaw.dialect),
+        plugins=opened.plugins,
     )
     tree = config.render(settings, openclaw.dialect)
     return Rendered(tree, config.digest(tree))
 
 
-def _provider(tools: Tools, row: models.ModelProvider) -> ModelProvider:
+async def _channels(tools: Tools, openclaw: OpenClaw, w: Wanted) -> channels.Rendered:
+    """The bot's channels. One that lacks something is left out, as its owner sees at the channel itself."""
+    opened = await accounts.read(tools.vault, w.bot_id)
+    rendered = channels.render(opened, openclaw.dialect, openclaw.installation.version)
+    for name, account_id, why in rendered.left_out:
+        log.info("channel_left_out", provider=name, account_id=account_id, why=why)
+    return rendered
+
+
+async def _provider(tools: Tools, row: models.ModelProvider) -> ModelProvider:
     place = keys.provider_place(row.id)
     what = f"the API key of the model provider {row.name!r}"
-    key = keys.read(tools.vault, row.api_key, place, what).reveal() if row.api_key else None
+    key = (await keys.unseal(tools.vault, row.api_key, place, what)).reveal() if row.api_key else None
     return ModelProvider(name=row.name, api=row.api.value, base_url=row.base_url, api_key=key, models=row.models)
 
 
-async def write(tools: Tools, w: Wanted, rendered: Rendered) -> None:
-    """Puts the configuration and the persona in their places, and says so in the row."""
+async def configure(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> None:
+    """Puts the configuration and the persona where the process to be started reads them.
+
+    Raises:
+        ConfigInvalid: OpenClaw refuses it, and there is no last good one to go back to.
+    """
     folder = tools.home(w.agent_id)
-    await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(rendered.tree))
+    good = await last_good(tools, w) if w.is_rolled_back else None
+    tree = good or await _accepted(tools, openclaw, w, port)
+    await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(tree))
     await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
+    await processes.note(w.lease, w.bot_id, **_as_written(tree))
+
+
+async def _accepted(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> dict[str, object]:
+    """The wanted configuration, or the last good one where OpenClaw's rules refuse that. The row says which it is."""
+    try:
+        rendered = await render(tools, openclaw, w, port)
+        await tools.recorder.phase(w.lease, w.bot_id, Phase.CHECKING)
+        await openclaw.checker.check(rendered.tree, tools.home(w.agent_id))
+    except ConfigInvalid as error:
+        good = await last_good(tools, w)
+        if good is None:
+            raise
+        await tools.recorder.config_refused(w.lease, w.bot_id, w.revision, str(error))
+        return good
+    await processes.note(w.lease, w.bot_id, config_revision=w.revision, config_error=None)
+    return rendered.tree
+
+
+async def last_taken(tools: Tools, w: Wanted) -> lastgood.Kept | None:
+    """What a process of this bot's has taken last, with its secrets; None where nobody knows any more."""
+    return await anyio.to_thread.run_sync(lastgood.read, tools.home(w.agent_id), w.config_sha256)
+
+
+async def last_good(tools: Tools, w: Wanted) -> dict[str, object] | None:
+    """What a refused change can be taken back to; never to the keys of somebody who gave the bot away."""
+    kept = await last_taken(tools, w)
+    return kept.tree if kept is not None and kept.owner == w.owner else None
+
+
+async def runs_for_another(tools: Tools, w: Wanted) -> bool:
+    """The process has the keys of the bot's former owner."""
+    kept = await last_taken(tools, w)
+    return kept is not None and kept.owner != w.owner
+
+
+async def note_ready(tools: Tools, w: Wanted) -> dict[str, object]:
+    """What a process that is ready proves of the configuration it was started with: columns to be written with that."""
+    sha256 = await anyio.to_thread.run_sync(lastgood.keep_in_use, tools.home(w.agent_id), w.owner)
+    return {"config_sha256": sha256, "good_revision": w.good_revision if w.config_error else w.applied_revision}
+
+
+async def note_taken(tools: Tools, w: Wanted, rendered: Rendered) -> None:
+    """The running process has taken the configuration; the persona goes with it, for conversations to come."""
+    folder = tools.home(w.agent_id)
+    await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
+    with suppress(OSError):  # Without the copy, a later change cannot be taken back; this one is in force all the same.
+        await anyio.to_thread.run_sync(lastgood.keep, folder, rendered.tree, w.owner)
     await processes.note(
         w.lease,
         w.bot_id,
         config_revision=w.revision,
+        good_revision=w.revision,
         config_sha256=rendered.sha256,
-        config_rendered=config.to_text(config.redact(rendered.tree)),
-        config_synced_at=datetime.now(UTC),
         config_error=None,
+        **_as_written(rendered.tree),
     )
+
+
+def _as_written(tree: dict[str, object]) -> dict[str, object]:
+    return {"config_rendered": config.to_text(config.redact(tree)), "config_synced_at": datetime.now(UTC)}
 
 
 async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> None:
@@ -102,10 +174,7 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
         await tools.recorder.phase(w.lease, w.bot_id, Phase.PREPARING)
         await openclaw.start_cache.copy_into(folder)
     port = await ports.claim(w.lease, w.bot_id, tools.base_port, w.port)
-    rendered = await render(tools, openclaw, w, port)
-    await tools.recorder.phase(w.lease, w.bot_id, Phase.CHECKING)
-    await openclaw.checker.check(rendered.tree, folder)
-    await write(tools, w, rendered)
+    await configure(tools, openclaw, w, port)
     await tools.recorder.phase(w.lease, w.bot_id, Phase.LAUNCHING)
     # The database said a moment ago that the bot is ours, unless this process was paused in that very moment.
     if w.lease.may_be_taken:

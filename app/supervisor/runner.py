@@ -29,7 +29,8 @@ from app.services import processes
 from app.services.nodes import Lease, LeaseLost
 from app.services.processes import Wanted
 from app.services.recorder import LostRace
-from app.supervisor import exits, launch, restarts
+from app.supervisor import exits, launch, reload, restarts
+from app.supervisor.channels import Watcher
 from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 LOOK_INTERVAL = 30.0
 #: Seconds a health probe may take, and how many in a row may fail.
 PROBE_TIMEOUT, MISSES = 3.0, 3
+#: Ends of a start that a changed configuration may be the reason of; a taken port, say, is none of its doing.
+BLAMED_ON_CONFIG = frozenset({Reason.CONFIG_INVALID, Reason.EXITED, Reason.START_TIMEOUT})
 
 
 class Runner:
@@ -50,10 +53,15 @@ class Runner:
         self._bell = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._gateway: Process | None = None
+        self._channels: Watcher | None = None
         #: Of the incarnation that the row speaks of; its processes may be there before they are held.
         self._nonce: UUID | None = None
         self._exit: Exit | None = None
         self._launching: anyio.CancelScope | None = None
+        self._reloading: anyio.CancelScope | None = None
+        self._edits = reload.Edits()
+        #: The running process does not take the wanted configuration; a new one will.
+        self._needs_restart = False
         self._was_cancelled = False
         self._failure: StartFailure | None = None
         self._is_unhealthy = False
@@ -64,6 +72,8 @@ class Runner:
     def ring(self) -> None:
         """Somebody wrote a wish, or something happened to the process."""
         self._bell.set()
+        if self._channels is not None:
+            self._channels.ring()
 
     @property
     def has_process(self) -> bool:
@@ -118,6 +128,10 @@ class Runner:
             if wants_down or w.restart_generation > w.seen_generation or self._exit is not None:
                 self._was_cancelled = True
                 self._launching.cancel()
+            return LOOK_INTERVAL
+        if self._reloading is not None:
+            if wants_down or w.restart_generation > w.seen_generation or self._exit is not None or self._is_unhealthy:
+                self._reloading.cancel()
             return LOOK_INTERVAL
         if self._exit is not None:
             return await self._ended(w, self._exit)
@@ -201,6 +215,8 @@ class Runner:
             exit_code=None,
             exit_signal=None,
             next_retry_at=None,
+            # A start by hand gives a configuration that was taken back another try.
+            config_error=None if is_by_hand else w.config_error,
             failures=0 if is_by_hand else w.failures,
             restart_count=0 if is_by_hand else w.restart_count + (reason is Reason.RETRY),
         )
@@ -248,7 +264,10 @@ class Runner:
             return
         await launch.ready(self._tools, self._gateway, w.port, self._tools.start_budget)
         now = datetime.now(UTC)
-        await self._to(w, BotStatus.ACTIVE, Reason.READY, phase=None, error=None, ready_at=now, last_seen_at=now)
+        taken = await launch.note_ready(self._tools, w)
+        await self._to(
+            w, BotStatus.ACTIVE, Reason.READY, phase=None, error=None, ready_at=now, last_seen_at=now, **taken
+        )
         await processes.ready_run(self._lease, self.bot_id)
         self._became_active()
 
@@ -258,6 +277,8 @@ class Runner:
         assert self._tasks is not None
         if self._gateway is not None:
             self._tasks.start_soon(self._probe, self._gateway)
+            self._channels = Watcher(self._tools, self._lease, self.bot_id, self._gateway)
+            self._tasks.start_soon(self._channels.run)
 
     # A bot with a process.
 
@@ -351,20 +372,49 @@ class Runner:
         return 0.0
 
     async def _reconfigure(self, w: Wanted, gateway: Process) -> float:
-        """A newer revision: refused ones leave the running process alone, others are read by a new one."""
-        assert w.port is not None
-        openclaw = await self._tools.openclaw.get()
+        """A newer revision, once its edits have come to rest: the running process takes it, or a new one reads it."""
+        if self._needs_restart:
+            return await self._stop(w, gateway, Reason.RECONFIGURE)
+        if wait := self._edits.wait(w.revision, anyio.current_time()):
+            return wait
+        assert self._tasks is not None
+        self._reloading = anyio.CancelScope()
+        self._tasks.start_soon(self._reload, self._reloading)
+        return LOOK_INTERVAL
+
+    async def _reload(self, scope: anyio.CancelScope) -> None:
+        """A change in the background, so that a stop can end the wait for the gateway's answer."""
         try:
-            rendered = await launch.render(self._tools, openclaw, w, w.port)
-            if rendered.sha256 == w.config_sha256:
-                await launch.write(self._tools, w, rendered)
-                return 0.0
-            await openclaw.checker.check(rendered.tree, self._tools.home(w.agent_id))
+            with scope:
+                w = await processes.load(self._lease, self.bot_id)
+                if w is not None:
+                    await self._give(w)
+        except LeaseLost:
+            self._tools.doubt()
+        except ClawNetError as error:
+            # The database is away, say; the wanted revision is still newer, so this comes again.
+            log.warning("config_held_up", error=str(error))
+            await anyio.sleep(1.0)
+        except Exception:
+            # A bug of ours: a start has the means to deal with it.
+            log.exception("reload_broke")
+            self._needs_restart = True
+        finally:
+            self._edits.forget()
+            self._reloading = None
+            self.ring()
+
+    async def _give(self, w: Wanted) -> None:
+        """Refused changes leave the running process alone."""
+        try:
+            self._needs_restart = not await reload.apply(self._tools, w)
         except StartFailure as error:
             log.warning("config_refused", revision=w.revision, error=str(error))
+            if await launch.runs_for_another(self._tools, w):
+                # Whose keys it runs with has given it away: rather no process than that one.
+                self._needs_restart = True
+                return
             await self._tools.recorder.config_refused(self._lease, self.bot_id, w.revision, str(error))
-            return 0.0
-        return await self._stop(w, gateway, Reason.RECONFIGURE)
 
     # How it ends.
 
@@ -378,7 +428,8 @@ class Runner:
         reason, sentence = exits.classify(w.status, exit_, reason)
         log.warning("gateway_ended", reason=reason, code=exit_.code, signal=exit_.signal)
         await self._close_run(w, exit_, reason, is_failure=True)
-        await self._settle(w, reason, sentence, exit_)
+        if not await self._gone_back(w, reason, sentence, exit_):
+            await self._settle(w, reason, sentence, exit_)
         await self._forget(w)
         return 0.0
 
@@ -395,13 +446,29 @@ class Runner:
             return await self._stopped(exit_)
         log.warning("start_failed", reason=failure.reason, error=str(failure))
         await self._close_run(w, exit_, failure.reason, is_failure=True)
-        # This revision was tried; another one would be a reason to start at once, this one waits for its turn.
-        await processes.note(self._lease, self.bot_id, config_revision=w.revision)
         is_silent = isinstance(failure, StartTimeout) and bool(exit_.tail)
         sentence = f"{failure} ({exit_.tail[-1].strip()})" if is_silent else str(failure)
-        await self._settle(w, failure.reason, sentence, exit_)
+        if not await self._gone_back(w, failure.reason, sentence, exit_):
+            # This revision was tried; another one would be a reason to start at once, this one waits for its turn.
+            # What was said of an earlier revision is not said of this one.
+            refused = w.config_error if w.revision == w.applied_revision else None
+            await processes.note(self._lease, self.bot_id, config_revision=w.revision, config_error=refused)
+            await self._settle(w, failure.reason, sentence, exit_)
         self._failure = None
         return 0.0
+
+    async def _gone_back(self, w: Wanted, reason: Reason, sentence: str, exit_: Exit) -> bool:
+        """Takes back a configuration with which no process got ready, once; the next start has the last good one."""
+        is_tried = w.status is BotStatus.STARTING and w.good_revision < w.applied_revision and w.config_error is None
+        if not is_tried or reason not in BLAMED_ON_CONFIG or await launch.last_good(self._tools, w) is None:
+            return False
+        log.warning("config_taken_back", revision=w.applied_revision, good=w.good_revision, reason=reason)
+        await self._tools.recorder.config_refused(self._lease, self.bot_id, w.applied_revision, sentence)
+        await self._to(
+            w, BotStatus.INACTIVE, reason, phase=None, error=None, pid=None, memory_bytes=None, next_retry_at=None,
+            ended_at=datetime.now(UTC), exit_code=exit_.code, exit_signal=exit_.signal,
+        )  # fmt: skip
+        return True
 
     async def _settle(self, w: Wanted, reason: Reason, sentence: str, exit_: Exit) -> None:
         """Decides by the policy, and writes BACKOFF or ERROR."""
@@ -479,11 +546,16 @@ class Runner:
         return replace(exit_, tail=await anyio.to_thread.run_sync(launch.without_secrets, folder, exit_.tail))
 
     def _detach(self) -> None:
+        if self._channels is not None:
+            self._channels.end()
+            self._channels = None
         if self._gateway is not None:
             self._gateway.close()
         self._gateway = None
         self._exit = None
         self._is_unhealthy = False
+        self._needs_restart = False
+        self._edits.forget()
 
     async def _to(self, w: Wanted, status: BotStatus, reason: Reason, **facts: object) -> None:
         await self._tools.recorder.transition(self._lease, self.bot_id, w.status_seq, status, reason, **facts)

@@ -1,0 +1,82 @@
+"""The last configuration that a bot's gateway really took, kept in its home beside the one that is in use.
+
+It is what a refused change is taken back to. It holds secrets as the configuration itself does, so it lies where that
+lies, as closed to others, and never in the database: a row holds its digest, by which a changed file is told.
+Whose keys are in it is kept as well: a bot that was given away does not go back to those of its former owner.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from app.domain.errors import SpawnFailed
+from app.gateway import config
+from app.gateway.home import opened
+
+IN_USE, GOOD = "config.json5", "config.good.json5"
+#: Bytes; more is no configuration of ours.
+SIZE_MAX = 8_388_608
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A configuration, and whose bot it was when its gateway took it."""
+
+    owner: UUID
+    tree: dict[str, Any] = field(repr=False)
+
+
+def keep(home: Path, tree: Mapping[str, Any], owner: UUID) -> None:
+    """The gateway has taken this one.
+
+    Raises:
+        OSError: The disk is full, or the home is no folder any more; the one that was kept stays.
+    """
+    config.write(home / GOOD, config.to_text({"owner": str(owner), "config": tree}))
+
+
+def keep_in_use(home: Path, owner: UUID) -> str | None:
+    """The gateway is ready, so it has taken what lies there; its digest, or nothing where it cannot be kept."""
+    tree = _read(home, IN_USE)
+    if tree is None:
+        return None
+    try:
+        keep(home, tree, owner)
+    except OSError:
+        return None
+    return config.digest(tree)
+
+
+def read(home: Path, sha256: str | None) -> Kept | None:
+    """What was kept, if it is still the one with this digest: the agent can write in its home."""
+    found = _read(home, GOOD) or {}
+    try:
+        kept = Kept(UUID(found["owner"]), found["config"])
+        return kept if config.digest(kept.tree) == sha256 else None
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def is_in_use(home: Path, tree: Mapping[str, Any]) -> bool:
+    """Nothing else lies where the gateway reads: no change that was cut short, none that the agent made."""
+    found = _read(home, IN_USE)
+    return found is not None and config.digest(found) == config.digest(tree)
+
+
+def _read(home: Path, name: str) -> dict[str, Any] | None:
+    try:
+        with opened(home) as folder:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
+                seen = os.fstat(file.fileno())
+                if not stat.S_ISREG(seen.st_mode) or seen.st_size > SIZE_MAX:
+                    return None
+                tree: Any = json.loads(file.read(SIZE_MAX))
+    except (OSError, SpawnFailed, ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", tree) if isinstance(tree, dict) else None
