@@ -36,6 +36,7 @@ def main() -> None:
     openclaw_ = commands.add_parser("openclaw", help="install a version of OpenClaw into the cache folder")
     openclaw_.add_argument("version")
     _add_people(commands)
+    _add_keys(commands)
     arguments = parser.parse_args()
     sys.exit(_run(arguments))
 
@@ -79,6 +80,16 @@ def _add_people(commands: Any) -> None:
     )
 
 
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="change the keys that secrets are encrypted with, and look after them")
+    deeds = keys.add_subparsers(dest="deed", required=True)
+    rotate = deeds.add_parser("rotate", help="encrypt every secret with a new key, or carry on where that was cut off")
+    rotate.add_argument("--reason", help="why, for the audit trail")
+    deeds.add_parser("rekey", help="take ENCRYPTION_KEY in place of ENCRYPTION_KEY_PREVIOUS; no secret is touched")
+    deeds.add_parser("verify", help="open every secret; exit status 1 where one cannot be")
+    deeds.add_parser("status", help="the keys, and how many secrets need each")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, so that `--help` and a wrong option answer at once.
     from app.domain.errors import ClawNetError, SettingsError  # noqa: PLC0415
@@ -93,6 +104,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 return anyio.run(_migrate)
             case "users" | "tokens":
                 return anyio.run(_people, arguments)
+            case "keys":
+                return anyio.run(_keys, arguments)
             case "schema":
                 return _schema(arguments.path)
             case _:
@@ -119,7 +132,7 @@ async def _serve(with_openclaw: bool) -> int:
 
     wanted = settings.load(os.environ)
     # The key has been read; nothing that is started from here on shall find it.
-    for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
+    for name in ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS", "DATABASE_URL"):
         os.environ.pop(name, None)
     log.configure(wanted.clawnet_log_format, wanted.clawnet_log_level)
     print(f"ClawNet {__version__}", flush=True)
@@ -205,6 +218,12 @@ async def _people(arguments: argparse.Namespace) -> int:
     from app.commands import people  # noqa: PLC0415
 
     return await people.run(arguments)
+
+
+async def _keys(arguments: argparse.Namespace) -> int:
+    from app.commands import keys  # noqa: PLC0415
+
+    return await keys.run(arguments)
 
 
 async def _install(version: str) -> int:

@@ -25,7 +25,9 @@ from app.db import embedded, migrate
 from app.db.engine import DB
 from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch, SettingsError, Unavailable
 from app.gateway import install, openclaw, overrides
+from app.gateway.channel_rules import InstalledRules
 from app.gateway.chat import Chat
+from app.gateway.pairing import Pairings as GatewayPairings
 from app.gateway.probe import Prober
 from app.graphql import schema
 from app.graphql.context import Services
@@ -35,12 +37,17 @@ from app.http import health, playground
 from app.http.doors import Doors
 from app.pubsub.hub import Hub
 from app.services import accounts, keys, rooms, tokens
+from app.services.bindings import Bindings
 from app.services.bots import Bots
+from app.services.channels import Channels
 from app.services.fleet import Fleet
 from app.services.limits import Limits
 from app.services.messages import Messages
+from app.services.pairings import Pairings
 from app.services.people import People
 from app.services.recorder import Recorder
+from app.services.revisions import Revisions
+from app.services.rotation import Rotations
 from app.settings import Settings
 from app.supervisor.supervisor import Supervisor
 from app.supervisor.tools import Finder, Tools
@@ -138,11 +145,13 @@ async def running(
         supervisor = Supervisor(_tools(settings, recorder, opened, finder, prober))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
-        services = _services(settings, stack, recorder, hub, supervisor, opened, tasks)
+        services = _services(settings, stack, recorder, hub, supervisor, opened, finder, tasks)
         tasks.start_soon(services.connections.watch)
         tasks.start_soon(tokens.forget)
         tasks.start_soon(rooms.watch, hub)
         tasks.start_soon(rooms.forget)
+        tasks.start_soon(keys.watch, opened)
+        tasks.start_soon(services.rotations.run)
         tasks.start_soon(supervisor.run)
         tasks.start_soon(_warm, finder)
         readiness = Readiness(supervisor)
@@ -313,6 +322,7 @@ def _services(
     hub: Hub,
     supervisor: Supervisor,
     opened: vault.Vault,
+    finder: Finder,
     tasks: anyio.abc.TaskGroup,
 ) -> Services:
     bots = Bots(
@@ -328,8 +338,14 @@ def _services(
     limits = _limits(settings)
     people, connections = People(hub.wake, limits), Connections(hub, limits.sockets_per_user)
     messages = Messages(opened, chat, supervisor.is_here)
+    revisions = Revisions(recorder, supervisor.wake)
+    rules = InstalledRules(lambda: finder.version or settings.clawnet_openclaw_version)
+    channels = Channels(revisions, rules)
+    waiting = GatewayPairings(settings.openclaw_base_path / "bots")
     return Services(
         bots,
+        channels,
+        Bindings(revisions),
         messages,
         people,
         connections,
@@ -339,6 +355,8 @@ def _services(
         background,
         limits=limits,
         fleet=Fleet(settings.clawnet_lease),
+        rotations=Rotations(opened, hub.wake, settings.clawnet_key_rotation_wait),
+        pairings=Pairings(opened, channels, waiting, supervisor.is_here),
     )
 
 

@@ -48,6 +48,9 @@ class Settings:
     encryption_key: Secret | None
     #: Where `encryption_key` was read from, if from a file.
     encryption_key_file: Path | None
+    #: The master key before this one, for `clawnet keys rekey`.
+    encryption_key_previous: Secret | None
+    encryption_key_previous_file: Path | None
 
     #: An `openclaw` to run instead of an installation of our own.
     openclaw_binary_path: Path | None
@@ -94,6 +97,8 @@ class Settings:
     clawnet_backoff_scale: float
     #: For tests only: seconds after which a machine's lease that was not renewed may be taken.
     clawnet_lease: float
+    #: Seconds between the last two passes of a change of keys, in which other servers take the new one in.
+    clawnet_key_rotation_wait: float
 
     #: What the person who starts the server should know; one sentence each.
     warnings: tuple[str, ...]
@@ -110,11 +115,14 @@ def load(environ: Mapping[str, str]) -> Settings:
     source = _Source(environ, data_dir / FILE_NAME)
     database_url = source.database_url("DATABASE_URL")
     key_file = source.path("ENCRYPTION_KEY_FILE", None)
+    previous_file = source.path("ENCRYPTION_KEY_PREVIOUS_FILE", None)
     base_port = source.integer("OPENCLAW_BASE_PORT", 18789, 1024, 65535)
     settings = Settings(
         database_url=database_url,
         encryption_key=source.encryption_key("ENCRYPTION_KEY", key_file, is_needed=database_url is not None),
         encryption_key_file=key_file,
+        encryption_key_previous=source.encryption_key("ENCRYPTION_KEY_PREVIOUS", previous_file, is_needed=False),
+        encryption_key_previous_file=previous_file,
         openclaw_binary_path=source.file("OPENCLAW_BINARY_PATH"),
         openclaw_base_path=source.folder("OPENCLAW_BASE_PATH", data_dir / "openclaw"),
         openclaw_base_port=base_port,
@@ -149,6 +157,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         clawnet_backup_passphrase_file=source.path("CLAWNET_BACKUP_PASSPHRASE_FILE", None),
         clawnet_backoff_scale=source.number("CLAWNET_BACKOFF_SCALE", 1, 0, 100, unit="a factor"),
         clawnet_lease=source.number("CLAWNET_LEASE", 15, 0.5, 3600),
+        clawnet_key_rotation_wait=source.number("CLAWNET_KEY_ROTATION_WAIT", 60, 0, 3600),
         warnings=source.warnings(),
     )
     _require_ports(settings)
@@ -400,7 +409,8 @@ def _suggestion(name: str, known: set[str]) -> str:
 
 
 def _readable_by_others(file: Path, table: Mapping[str, object]) -> list[str]:
-    if {"database_url", "encryption_key"}.isdisjoint(table) or not file.stat().st_mode & 0o077:
+    secrets = {"database_url", "encryption_key", "encryption_key_previous"}
+    if secrets.isdisjoint(table) or not file.stat().st_mode & 0o077:
         return []
     return [f"{file} holds secrets and others can read it; `chmod 600` would end that."]
 

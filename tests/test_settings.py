@@ -185,6 +185,19 @@ def test_a_key_comes_from_the_environment_or_from_one_file(environ: dict[str, st
         settings.load({**environ, "ENCRYPTION_KEY": KEY, "ENCRYPTION_KEY_FILE": str(tmp_path / "key")})
 
 
+def test_the_master_key_before_is_given_as_the_one_now_is(environ: dict[str, str], tmp_path: Path):
+    (tmp_path / "old").write_text(f"{KEY}\n")
+    (tmp_path / "old").chmod(0o600)
+    given = {**environ, "ENCRYPTION_KEY_PREVIOUS_FILE": str(tmp_path / "old")}
+    found = settings.load(given)
+    assert (found.encryption_key, found.encryption_key_previous, found.warnings) == (None, Secret(KEY), ())
+    assert KEY not in repr(found)
+    with pytest.raises(SettingsError, match="ENCRYPTION_KEY_PREVIOUS is set and ENCRYPTION_KEY_PREVIOUS_FILE too"):
+        settings.load({**given, "ENCRYPTION_KEY_PREVIOUS": KEY})
+    with pytest.raises(SettingsError, match="ENCRYPTION_KEY_PREVIOUS has 9 characters"):
+        settings.load({**environ, "ENCRYPTION_KEY_PREVIOUS": "qwertzuio"})
+
+
 def test_an_outside_database_needs_a_key_that_is_not_lost_with_this_machine(environ: dict[str, str]):
     with pytest.raises(SettingsError, match="ENCRYPTION_KEY is not set although DATABASE_URL is; expected a key"):
         settings.load({**environ, "DATABASE_URL": URL})

@@ -1,7 +1,8 @@
 """What services need from rooms above or beside them; `main` hands the implementations in."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -32,6 +33,37 @@ class GatewayChat(Protocol):
     async def __call__(self, port: int, token: str, agent_id: str, text: str, user: str, timeout: float) -> Answer: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that runs on this machine, and what it is spoken to with."""
+
+    agent_id: str
+    nonce: str
+    port: int
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Somebody who wrote to a bot and waits to be let in. What is known of them is what they say of themselves."""
+
+    code: str
+    peer: Mapping[str, Any]
+    requested_at: datetime
+
+
+class GatewayPairings(Protocol):
+    """Who waits at a running gateway's channels. Raises `GatewayFailed` with a sentence for people."""
+
+    async def waiting(self, gateway: Running, provider: str, account_id: str) -> Sequence[Asking] | None:
+        """The longest waiting first; None where this version does not say."""
+        ...
+
+    async def resolve(self, gateway: Running, provider: str, account_id: str, code: str, *, is_let_in: bool) -> None:
+        """Raises `NotFound` for a code nobody waits with."""
+        ...
+
+
 class IsHere(Protocol):
     """Whether the bot's process, if it has one, runs on this machine and can be spoken to."""
 
@@ -42,3 +74,54 @@ class WakeRooms(Protocol):
     """Tells this process's listeners that these rooms have news."""
 
     def __call__(self, names: Iterable[str]) -> None: ...
+
+
+class ChannelProvider(Protocol):
+    """A kind of channel that the installed OpenClaw can open."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str:
+        """Name shown to people."""
+        ...
+
+    @property
+    def credential_schema(self) -> dict[str, Any]:
+        """JSON Schema of its secrets."""
+        ...
+
+    @property
+    def settings_schema(self) -> dict[str, Any]:
+        """JSON Schema of its other settings."""
+        ...
+
+    @property
+    def exclusive(self) -> str | None:
+        """Name of the secret that one process alone may use at a time."""
+        ...
+
+
+class ChannelRules(Protocol):
+    """What the installed OpenClaw knows of channels."""
+
+    def catalogue(self) -> Mapping[str, ChannelProvider]:
+        """What it can open, by name."""
+        ...
+
+    def refused(
+        self, provider: ChannelProvider, settings: Mapping[str, Any], credentials: Mapping[str, str]
+    ) -> list[tuple[list[str], str]]:
+        """What is refused by its shape: pairs of a path and the reason, which holds no secret."""
+        ...
+
+    def missing(
+        self, provider: ChannelProvider, settings: Mapping[str, Any], credentials: Iterable[str]
+    ) -> list[tuple[list[str], str]]:
+        """What a channel lacks to be opened, by the names of its secrets: as `refused` says it."""
+        ...
+
+    def account_refused(self, provider: ChannelProvider, account_id: str) -> str | None:
+        """Why the provider cannot have an account of this name; None where it can."""
+        ...

@@ -13,7 +13,9 @@ FLEET_ALL = "fleet:all"
 MAX_NAME = 100
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_NAME = re.compile(rf"(?:(?P<kind>bot|notifications:user|fleet:user):(?P<id>{_UUID})(?P<tail>:status)?|fleet:all)\Z")
+_NAME = re.compile(
+    rf"(?:(?P<kind>bot|notifications:user|fleet:user|keys:rotation):(?P<id>{_UUID})(?P<tail>:status)?|fleet:all)\Z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ def notifications(user_id: UUID) -> str:
 
 def fleet_user(user_id: UUID) -> str:
     return f"fleet:user:{user_id}"
+
+
+def key_rotation(rotation_id: UUID) -> str:
+    return f"keys:rotation:{rotation_id}"
 
 
 def parse(name: str) -> RoomName | None:

@@ -80,9 +80,31 @@ class Prober:
             case 404:
                 return Readiness(False, "no health endpoint", Kind.WEBSOCKET)
             case 503:
-                return Readiness(False, _failing(body), Kind.HTTP)
+                return await self._tell_apart(port, body)
             case status:
                 return Readiness(False, f"/readyz answered {status}", Kind.UNKNOWN)
+
+    async def _tell_apart(self, port: int, body: bytes) -> Readiness:
+        """New OpenClaw says that it is not ready also while a channel is down, for as long as that lasts.
+
+        A refused token must end no bot. Whether the gateway itself has started is another endpoint's to say.
+        """
+        failing = _object(body).get("failing")
+        named: list[Any] = cast("list[Any]", failing) if isinstance(failing, list) else []
+        if named and not any(map(_is_own_trouble, named)) and await self._has_started(port):
+            return Readiness(True, _one_line("ready but for " + json.dumps(named)), Kind.HTTP)
+        return Readiness(False, _failing(body), Kind.HTTP)
+
+    async def _has_started(self, port: int) -> bool:
+        try:
+            return (await self._client.head(f"http://127.0.0.1:{port}/startupz", timeout=None)).status_code == 200
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return False
+
+
+def _is_own_trouble(name: object) -> bool:
+    """It is no channel's: without its databases no gateway can serve."""
+    return name == "state-database" or str(name).startswith("agent-database:")
 
 
 async def _shake_hands(port: int) -> Readiness:

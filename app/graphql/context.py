@@ -18,11 +18,15 @@ from app.graphql.transport.connections import Connections, Peer
 from app.pubsub.hub import Hub
 from app.services import accounts, audit
 from app.services.accounts import User
+from app.services.bindings import Bindings
 from app.services.bots import Bots
+from app.services.channels import Channels
 from app.services.fleet import Fleet
 from app.services.limits import Limits
 from app.services.messages import Messages
+from app.services.pairings import Pairings
 from app.services.people import People
+from app.services.rotation import Rotations
 from app.vault import Vault
 
 K = TypeVar("K")
@@ -34,6 +38,8 @@ class Services:
     """Everything the API speaks through; `main` puts it together."""
 
     bots: Bots
+    channels: Channels
+    bindings: Bindings
     messages: Messages
     people: People
     connections: Connections
@@ -45,6 +51,8 @@ class Services:
     #: What callers of this server may use in a minute.
     limits: Limits
     fleet: Fleet
+    rotations: Rotations
+    pairings: Pairings
 
 
 class Context(BaseContext, kw_only=True):

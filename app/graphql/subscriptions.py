@@ -11,14 +11,15 @@ import strawberry
 from app.domain import rooms as names
 from app.domain.errors import BadInput, Missing
 from app.domain.events import BotEventKind
-from app.domain.states import TokenScope
+from app.domain.states import KeyRotationState, TokenScope
 from app.domain.viewer import Viewer
 from app.graphql.context import Context, Info
 from app.graphql.permissions import Rule, subscription
 from app.graphql.types import node
+from app.graphql.types.key import KeyRotation
 from app.graphql.types.room import BotStatusEvent, RoomMessage, bot_data
 from app.pubsub.hub import HubClosed
-from app.services import accounts, notifications, rooms, roster
+from app.services import accounts, notifications, rooms, roster, rotation
 from app.services.pages import Stretch
 from app.services.roster import Bot
 
@@ -64,6 +65,23 @@ class Subscription:
                     cursor = item.cursor if number == len(present) else item.before
                     yield BotStatusEvent.present(cursor, kind, row, viewer, item.dropped)
 
+    @subscription(Rule.VISIBLE, TokenScope.ADMIN, "A change of keys as it goes on; ends with it.")
+    async def key_rotation(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="Which change of keys.")]
+    ) -> AsyncGenerator[KeyRotation, None]:
+        parsed = node.parse(id)
+        if parsed is None or parsed[0] != "KeyRotation" or await rotation.get(parsed[1]) is None:
+            raise _no_rotation()
+        joined = [names.key_rotation(parsed[1])]
+        async with aclosing(_follow(info.context, joined, None, _no_rotation)) as items:
+            async for _ in items:
+                row = await rooms.patiently(lambda: rotation.get(parsed[1]))
+                if row is None:
+                    raise _no_rotation()
+                yield KeyRotation.from_row(row)
+                if row.state is not KeyRotationState.RUNNING:
+                    return
+
     @subscription(
         Rule.BY_ROOM,
         None,
@@ -87,6 +105,10 @@ class Subscription:
                 for number, (event, name) in enumerate(present, 1):
                     cursor = item.cursor if number == len(present) else item.before
                     yield RoomMessage.present(cursor, name, event, await _present(info.context.caller, name))
+
+
+def _no_rotation(_: str = "") -> Missing:
+    return Missing("there is no such change of keys")
 
 
 def _no_bot(_: str) -> Missing:
@@ -187,7 +209,7 @@ async def _closed(viewer: Viewer, wanted: list[str]) -> list[str]:
 
     def is_there(name: str, room: names.RoomName | None) -> bool:
         """A bot's room is made with the bot; a person's and everybody's are made by who listens first."""
-        if room is None or room.kind == "bot":
+        if room is None or room.kind in ("bot", "keys:rotation"):
             return name in heads
         return room.kind != "fleet:user" or room.subject in people
 
@@ -209,6 +231,8 @@ def _may_listen(viewer: Viewer, room: names.RoomName | None, owner: UUID | None)
     match room.kind:
         case "fleet:all":
             return viewer.sees_all and viewer.may(TokenScope.FLEET_READ)
+        case "keys:rotation":
+            return viewer.may(TokenScope.ADMIN)
         case "bot" | "fleet:user":
             whose = owner if room.kind == "bot" else room.subject
             return (viewer.sees_all or whose == viewer.user_id) and viewer.may(TokenScope.FLEET_READ)
@@ -223,6 +247,9 @@ async def _present(viewer: Viewer, name: str) -> dict[str, Any]:
     if room.kind == "bot" and room.subject:
         row = await roster.get(viewer, room.subject)
         return bot_data(row) if row else {"botId": str(room.subject), "deleted": True}
+    if room.kind == "keys:rotation" and room.subject:
+        row = await rotation.get(room.subject)
+        return rotation.told(row) if row else {}
     if room.kind == "notifications:user" and room.subject:
         return {"unreadCount": await notifications.unread(room.subject)}
     return {"bots": [bot_data(row) for row in await _bots_in(viewer, (name,))]}

@@ -15,7 +15,7 @@ from app.services.nodes import Lease, LeaseLost
 WRITABLE = frozenset({
     "phase", "error", "nonce", "pid", "port", "generation", "config_revision", "config_sha256", "config_rendered",
     "config_synced_at", "config_error", "openclaw_version", "started_at", "ready_at", "ended_at", "last_seen_at",
-    "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at", "memory_bytes",
+    "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at", "memory_bytes", "good_revision",
 })  # fmt: skip
 
 
@@ -49,19 +49,30 @@ class Wanted:
     port: int | None
     seen_generation: int
     applied_revision: int
+    #: Of the configuration that a process of the bot's has taken last.
     config_sha256: str | None
+    #: Why `applied_revision` was refused and taken back.
+    config_error: str | None
+    #: The newest revision that a process of the bot's has taken.
+    good_revision: int
     openclaw_version: str | None
     failures: int
     restart_count: int
     next_retry_at: datetime | None
     started_at: datetime | None
 
+    @property
+    def is_rolled_back(self) -> bool:
+        """The wanted configuration was tried and refused, and nothing was changed since."""
+        return self.config_error is not None and self.revision == self.applied_revision
+
 
 _WANTED = """
 SELECT b.id AS bot_id, b.owner, b.agent_id, b.name, b.model, b.system_prompt, b.config_overrides AS overrides,
   b.restart_mode, b.restart_max, b.restart_window, b.restart_backoff, b.config_revision AS revision, b.desired,
   b.generation, b.restart_generation, b.stop_grace, p.status, p.status_seq, p.reason, p.nonce, p.pid, p.port,
-  p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_sha256,
+  p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_sha256, p.config_error,
+  p.good_revision,
   p.openclaw_version, p.failures, p.restart_count, p.next_retry_at, p.started_at, p.node_id, p.lease_epoch
 FROM bot b JOIN bot_process p ON p.bot = b.id
 """
@@ -145,6 +156,17 @@ async def hold(lease: Lease, bot_id: UUID) -> None:
     )  # fmt: skip
     if row is None:
         raise LeaseLost(f"bot {bot_id} is another server's, or gone")
+
+
+async def hold_running(lease: Lease, bot_id: UUID) -> bool:
+    """As `hold`; whether a process belongs to the bot's status, which stays so for the rest of the transaction."""
+    row = await DB.fetch_one(
+        "SELECT status FROM bot_process WHERE bot = $1 AND node_id = $2 AND lease_epoch = $3 FOR NO KEY UPDATE",
+        bot_id, *_of(lease),
+    )  # fmt: skip
+    if row is None:
+        raise LeaseLost(f"bot {bot_id} is another server's, or gone")
+    return BotStatus(row["status"]).has_process
 
 
 async def note(lease: Lease, bot_id: UUID, **facts: Any) -> None:

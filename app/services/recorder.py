@@ -1,5 +1,6 @@
 """The only writer of a bot's status: the row, the room's event and the owner's notification in one transaction."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,8 +12,8 @@ from app.domain import rooms as names
 from app.domain.errors import ClawNetError
 from app.domain.events import KIND_OF_STATUS, BotEventKind, BotStatusChanged
 from app.domain.ports import WakeRooms
-from app.domain.states import BotStatus, NotificationKind, Reason
-from app.services import notifications, processes, rooms
+from app.domain.states import BotStatus, ChannelStatus, NotificationKind, Reason
+from app.services import channel_states, notifications, processes, rooms
 from app.services.nodes import Lease
 
 log = structlog.get_logger()
@@ -55,12 +56,15 @@ class Recorder:
             if row is None:
                 await processes.hold(lease, bot_id)
                 raise LostRace(f"bot {bot_id} has moved on from {expected}")
+            lost = _takes_channels_along(to, reason) and await channel_states.disconnect_all(bot_id)
             # Whose it is now: it may have been given away since the row was read.
             row["owner"] = await rooms.hold(names.bot_status(bot_id)) or row["owner"]
             event = _event(KIND_OF_STATUS[to], row)
             await self._say(event, row["owner"])
             if event.kind in (BotEventKind.ERROR, BotEventKind.BACKOFF):
                 await self._notify(row, event)
+            if lost:
+                await self._say(replace(event, kind=BotEventKind.CHANNEL_CHANGED), row["owner"])
         log.info(
             "bot_status_changed", status=to, reason=reason, pid=event.pid, port=event.port, error=event.error,
             exit_code=event.exit_code, exit_signal=event.exit_signal,
@@ -98,10 +102,47 @@ class Recorder:
             await self.tell(bot_id, BotEventKind.ADOPTED)
 
     async def config_refused(self, lease: Lease, bot_id: UUID, revision: int, why: str) -> None:
-        """OpenClaw's rules refused a new revision; the process goes on with the last good one."""
+        """A new revision was refused; the bot goes on with the last good one, and its owner should know."""
         async with DB.transaction():
             await processes.note(lease, bot_id, config_revision=revision, config_error=why)
             await self.tell(bot_id, BotEventKind.CONFIG_ROLLED_BACK)
+            row = await _read(bot_id)
+            if row is not None:
+                title = f"{row['name']}'s new settings were refused and taken back"
+                await notifications.add(self._wake, row["owner"], NotificationKind.BOT_ERROR, title, why, bot_id=bot_id)
+
+    async def channel_changed(
+        self,
+        lease: Lease,
+        bot_id: UUID,
+        channel_id: UUID,
+        status: ChannelStatus,
+        error: str | None,
+        connected_at: datetime | None = None,
+    ) -> bool:
+        """A channel was connected, lost or refused; whether that is news.
+
+        Args:
+            connected_at: Since when it is connected, if the gateway says so; else it is now.
+
+        Raises:
+            LeaseLost: Another server supervises the bot by now; nothing was written.
+        """
+        async with DB.transaction():
+            # Held until the end, so that what a process said cannot be written after the process was.
+            if not await processes.hold_running(lease, bot_id) and status is not ChannelStatus.DISCONNECTED:
+                return False
+            if not await channel_states.write(bot_id, channel_id, status, error, connected_at):
+                return False
+            await self.tell(bot_id, BotEventKind.CHANNEL_CHANGED)
+        log.info("channel_changed", channel_id=str(channel_id), status=status, error=error)
+        return True
+
+    async def pairings_changed(self, lease: Lease, bot_id: UUID) -> None:
+        """Somebody asks to be let in, or does not wait any more."""
+        async with DB.transaction():
+            await processes.hold(lease, bot_id)
+            await self.tell(bot_id, BotEventKind.CHANNEL_CHANGED)
 
     async def delete(self, lease: Lease, bot_id: UUID) -> None:
         """Removes the bot with all that hangs on it, and says its last word."""
@@ -129,6 +170,11 @@ class Recorder:
         await notifications.add(
             self._wake, row["owner"], NotificationKind.BOT_ERROR, title, event.error, bot_id=event.bot_id
         )
+
+
+def _takes_channels_along(to: BotStatus, reason: Reason) -> bool:
+    """Without its process no channel is connected. Which of them kept a bot from starting is to be seen, though."""
+    return not to.has_process and reason is not Reason.CREDENTIALS_UNREADABLE
 
 
 async def _read(bot_id: UUID) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ class Bot:
     rendered: dict[str, Any]
     synced_at: datetime | None
     config_error: str | None
+    good_revision: int
     openclaw_version: str | None
     started_at: datetime | None
     ready_at: datetime | None
@@ -60,8 +61,8 @@ _COLUMNS = """
   b.restart_max, b.restart_window, b.restart_backoff, b.config_overrides AS overrides, b.config_revision AS revision,
   b.desired, b.generation, b.created_at, b.updated_at, p.status, p.status_seq, p.reason, p.phase, p.error, p.pid,
   p.port, p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_rendered AS rendered,
-  p.config_synced_at AS synced_at, p.config_error, p.openclaw_version, p.started_at, p.ready_at, p.last_seen_at,
-  p.restart_count
+  p.config_synced_at AS synced_at, p.config_error, p.good_revision, p.openclaw_version, p.started_at, p.ready_at,
+  p.last_seen_at, p.restart_count
 """
 _SOURCE = "bot b JOIN bot_process p ON p.bot = b.id"
 

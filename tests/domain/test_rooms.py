@@ -14,6 +14,7 @@ def test_every_name_we_make_can_be_taken_apart() -> None:
     assert rooms.parse(rooms.bot_status(key)) == rooms.RoomName("bot", key)
     assert rooms.parse(rooms.notifications(key)) == rooms.RoomName("notifications:user", key)
     assert rooms.parse(rooms.fleet_user(key)) == rooms.RoomName("fleet:user", key)
+    assert rooms.parse(rooms.key_rotation(key)) == rooms.RoomName("keys:rotation", key)
     assert rooms.parse(rooms.FLEET_ALL) == rooms.RoomName("fleet:all", None)
 
 

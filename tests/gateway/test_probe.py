@@ -88,6 +88,32 @@ async def test_a_reason_is_short_and_printable_whatever_the_bot_writes(body: str
     assert 0 < len(found.reason) <= 200
 
 
+@pytest.mark.parametrize(
+    ("started", "failing", "is_ready"),
+    [
+        (200, ["telegram"], True),
+        (503, ["telegram"], False),
+        (404, ["telegram"], False),
+        (200, ["state-database"], False),
+        (200, ["telegram", "agent-database:hana"], False),
+        (200, [], False),
+    ],
+)
+async def test_a_channel_that_is_down_does_not_make_the_gateway_unready(
+    started: int, failing: list[str], is_ready: bool
+) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+        body = json.dumps({"ready": False, "failing": failing}) if asked == b"/readyz" else ""
+        status = 503 if asked == b"/readyz" else started
+        writer.write(f"HTTP/1.1 {status} Some\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+
+    async with Prober() as prober, listening(talk) as port:
+        found = await prober.is_ready(port)
+    assert (found.is_ready, found.kind) == (is_ready, Kind.HTTP)
+
+
 async def test_another_status_teaches_nothing() -> None:
     async with Prober() as prober, answering("302 Found\r\nLocation: http://127.0.0.1:1/") as port:
         found = await prober.is_ready(port)

@@ -66,7 +66,7 @@ def test_no_secret_column_is_a_field() -> None:
         if isinstance(table, type) and issubclass(table, Table) and table is not Table
         for column in table._meta.secret_columns
     }
-    assert secret == {"password_hash", "secret_sha256", "sealed", "api_key"}
+    assert secret == {"password_hash", "secret_sha256", "sealed", "api_key", "credentials"}
     outputs = [t for name, t in schema.schema._schema.type_map.items() if not name.startswith("__")]
     fields = {
         field.lower()

@@ -300,11 +300,12 @@ async def test_a_running_bot_reads_its_provider_s_new_key(database: dict[str, An
         bot = await story.make_bot(api, model="own/m")
         assert (await api.run(docs.BOT_START, input={"botId": bot["id"]}))["userErrors"] == []
         assert "sk-first-0123456789" in file.read_text()
-        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            before = await anext(heard)
-            changed = await save(api, id=own["id"], **given, apiKey=CANARY)
-            assert changed["userErrors"] == []
-            await heard.until(lambda e: e["kind"] == "STARTED" and e["pid"] != before["pid"])
+        changed = await save(api, id=own["id"], **given, apiKey=CANARY)
+        assert changed["userErrors"] == []
+        async with asyncio.timeout(60):
+            while (await api.run(docs.BOT_QUERY, by={"id": bot["id"]}))["config"]["restartPending"]:
+                await asyncio.sleep(0.02)
+        assert len(fake_openclaw.starts(wrapper)) == 1
         written = json.loads(file.read_text())
         assert written["models"]["providers"]["own"]["apiKey"] == CANARY
     assert fake_openclaw.violations(wrapper) == []

@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,22 +46,31 @@ class Things:
     provider: str
     owner: str
     token: str
+    channel: str
+    binding: str
 
     def without(self) -> "Things":
         """The same things under identities that nobody has."""
         bot, key = {**self.bot}, str(new_id())
         bot |= {"databaseId": key, "id": _id("Bot", key), "agentId": f"{self.bot['agentId']}x"}
-        return Things(bot, _id("ModelProvider", str(new_id())), _id("User", str(new_id())), _id("AccessToken", key))
+        names = ("ModelProvider", "User", "AccessToken", "Channel", "Binding")
+        return Things(bot, *[_id(name, str(new_id())) for name in names])
 
 
 def _id(type_name: str, key: str) -> str:
     return base64.b64encode(f"{type_name}:{key}".encode()).decode()
 
 
-def _mutation(name: str, what: str, **more: Any) -> Ask:
+def _mutation(name: str, what: str, /, **more: Any) -> Ask:
     type_name = f"{name[0].upper()}{name[1:]}Input"
     document = f"mutation($input: {type_name}!) {{ {name}(input: $input) {{ {what} {ERRORS} }} }}"
     return Ask(document, lambda things: {"input": {"botId": things.bot["id"], **more}})
+
+
+def _about(name: str, what: str, thing: str, /, **more: Any) -> Ask:
+    """A mutation of something that hangs on the bot."""
+    ask = _mutation(name, what)
+    return Ask(ask.document, lambda things: {"input": {f"{thing}Id": getattr(things, thing), **more}})
 
 
 def _about_people(name: str, what: str, /, **given: Any) -> Ask:
@@ -82,10 +91,13 @@ RIGHTS: dict[str, Expected] = {
     "Query.bot": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
     "Query.bots": Expected(SIGN_IN, "empty", "seen", "seen", "seen", "seen"),
     "Query.fleet": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
+    "Query.channelProviders": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
     "Query.modelProviders": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
     "Query.accessTokens": Expected(SIGN_IN, "seen", "seen", "seen", "seen", "seen"),
     "Query.users": Expected(SIGN_IN, NO, NO, NO, NO, "seen"),
     "Query.auditEntries": Expected(SIGN_IN, NO, NO, NO, NO, "seen"),
+    "Query.encryptionKeys": Expected(SIGN_IN, NO, NO, NO, NO, "seen"),
+    "Mutation.keyRotationStart": Expected(SIGN_IN, NO, NO, NO, NO, "done"),
     "Mutation.signIn": Expected(REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED),
     "Mutation.signOut": Expected(SIGN_IN, "done", "done", "done", "done", "done"),
     "Mutation.passwordChange": Expected(SIGN_IN, "CONFLICT", "CONFLICT", "CONFLICT", "CONFLICT", "CONFLICT"),
@@ -101,14 +113,33 @@ RIGHTS: dict[str, Expected] = {
     "Mutation.botRestart": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.botTransfer": Expected(SIGN_IN, NO, NO, NO, NO, "done"),
     "Mutation.botsControl": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.channelCreate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.channelUpdate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.channelCredentialsSet": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.channelDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    # The bot does not run, so there is nobody to ask who waits.
+    "Mutation.pairingApprove": Expected(SIGN_IN, NONE, NO, NO, "CONFLICT", "CONFLICT"),
+    "Mutation.pairingDismiss": Expected(SIGN_IN, NONE, NO, NO, "CONFLICT", "CONFLICT"),
+    "Mutation.bindingCreate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.bindingUpdate": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
+    "Mutation.bindingDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.messageSend": Expected(SIGN_IN, NONE, NO, NO, "CONFLICT", "CONFLICT"),
     "Mutation.modelProviderSave": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.modelProviderDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Subscription.botStatus": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
+    "Subscription.keyRotation": Expected(CLOSED, NO, NO, NO, NO, NONE),
     "Subscription.room": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
 }
 
+
 #: How each is asked.
+def _pairing(field: str) -> Ask:
+    return Ask(
+        f"mutation($input: PairingInput!) {{ {field}(input: $input) {{ channel {{ id }} {ERRORS} }} }}",
+        lambda t: {"input": {"channelId": t.channel, "code": "ABCDEFGH"}},
+    )
+
+
 ASKS: dict[str, Ask] = {
     "Query.node": Ask("query($id: ID!) { node(id: $id) { id } }", lambda t: {"id": t.bot["id"]}),
     "Query.nodes": Ask(
@@ -123,10 +154,17 @@ ASKS: dict[str, Ask] = {
         lambda t: {"f": {"ownerId": [t.owner], "search": t.bot["agentId"]}},
     ),
     "Query.fleet": Ask("{ fleet { statusCounts { status count } hosts { nodes { id } } } }", lambda t: {}),
+    "Query.channelProviders": Ask("{ channelProviders { name } }", lambda t: {}),
     "Query.modelProviders": Ask("{ modelProviders { id } }", lambda t: {}),
     "Query.accessTokens": Ask("{ accessTokens { nodes { id } totalCount } }", lambda t: {}),
     "Query.users": Ask("{ users { nodes { id } totalCount } }", lambda t: {}),
     "Query.auditEntries": Ask("{ auditEntries { nodes { id } totalCount } }", lambda t: {}),
+    "Query.encryptionKeys": Ask("{ encryptionKeys { version } }", lambda t: {}),
+    "Mutation.keyRotationStart": _about_people("keyRotationStart", "keyRotation { id }", reason="x"),
+    "Subscription.keyRotation": Ask(
+        "subscription($id: ID!) { keyRotation(id: $id) { id } }",
+        lambda t: {"id": _id("KeyRotation", "018f3c1e-0000-7000-8000-000000000001")},
+    ),
     "Mutation.signIn": _about_people("signIn", "accessToken", email="nobody@example.com", password="x" * 12),
     "Mutation.signOut": _about_people("signOut", "viewer { id }"),
     "Mutation.passwordChange": _about_people(
@@ -164,6 +202,17 @@ ASKS: dict[str, Ask] = {
         f"{{ bots {{ id }} results {{ bot {{ id }} userError {{ code message field }} }} {ERRORS} }} }}",
         lambda t: {"input": {"botIds": [t.bot["id"]], "action": "STOP"}},
     ),
+    "Mutation.channelCreate": _mutation(
+        "channelCreate", "channel { id }", provider="telegram", name="Second", accountId="second", enabled=False
+    ),
+    "Mutation.channelUpdate": _about("channelUpdate", "channel { id }", "channel", name="Changed"),
+    "Mutation.channelCredentialsSet": _about("channelCredentialsSet", "channel { id }", "channel", credentials={}),
+    "Mutation.pairingApprove": _pairing("pairingApprove"),
+    "Mutation.pairingDismiss": _pairing("pairingDismiss"),
+    "Mutation.channelDelete": _about("channelDelete", "deletedChannelId", "channel"),
+    "Mutation.bindingCreate": _mutation("bindingCreate", "binding { id }", peerKind="group"),
+    "Mutation.bindingUpdate": _about("bindingUpdate", "binding { id }", "binding", priority=1),
+    "Mutation.bindingDelete": _about("bindingDelete", "deletedBindingId", "binding"),
     "Mutation.messageSend": _mutation("messageSend", "message { text }", text="Hello"),
     "Mutation.modelProviderSave": Ask(
         docs.PROVIDER_SAVE,
@@ -185,6 +234,7 @@ ASKS: dict[str, Ask] = {
 
 #: What concerns no object that is there already.
 ABOUT_NOTHING = {
+    "Mutation.keyRotationStart",
     "Mutation.botCreate",
     "Mutation.signIn",
     "Mutation.signOut",
@@ -237,7 +287,16 @@ async def people(api: Caller) -> Expected:
 async def belongings(owner: Caller, number: int) -> Things:
     bot = await story.make_bot(owner, agentId=f"b{number:03}")
     own = await provider(owner, f"pb{number:03}", models=[{"id": "m"}])
-    return Things(bot, own["id"], (await owner.run("{ viewer { id } }"))["id"], await a_token(owner))
+    viewer = await owner.run("{ viewer { id } }")
+    return Things(bot, own["id"], viewer["id"], await a_token(owner), *await attached(owner, bot))
+
+
+async def attached(owner: Caller, bot: dict[str, Any]) -> tuple[str, str]:
+    """A channel and a binding on the bot."""
+    given = {"botId": bot["id"], "provider": "telegram", "name": "Hidden"}
+    made = await owner.run(ASKS["Mutation.channelCreate"].document, input=given)
+    bound = await owner.run(ASKS["Mutation.bindingCreate"].document, input={"botId": bot["id"]})
+    return made["channel"]["id"], bound["binding"]["id"]
 
 
 async def a_token(owner: Caller) -> str:
@@ -250,10 +309,14 @@ async def renewed(owner: Caller, old: Things, number: int, name: str) -> Things:
     """The same with a new one of what the mutation will change."""
     if "Provider" in name:
         new = await provider(owner, f"pb{number:03}", models=[{"id": "m"}])
-        return Things({**old.bot, "agentId": f"b{number:03}"}, new["id"], old.owner, old.token)
+        return replace(old, bot={**old.bot, "agentId": f"b{number:03}"}, provider=new["id"])
     if "accessToken" in name:
-        return Things(old.bot, old.provider, old.owner, await a_token(owner))
-    return Things(await story.make_bot(owner, agentId=f"b{number:03}"), old.provider, old.owner, old.token)
+        return replace(old, token=await a_token(owner))
+    bot = await story.make_bot(owner, agentId=f"b{number:03}")
+    if "channel" in name or "binding" in name:
+        channel, binding = await attached(owner, bot)
+        return replace(old, bot=bot, channel=channel, binding=binding)
+    return replace(old, bot=bot)
 
 
 async def test_everybody_gets_what_the_table_says(database: dict[str, Any], tmp_path: Path) -> None:
@@ -296,15 +359,17 @@ async def test_what_belongs_to_others_answers_as_what_is_not_there_does(
         for error in answer.get("errors", []):
             assert error["extensions"].pop("requestId")
         text = json.dumps(answer)
-        for known in (*map(str, things.bot.values()), things.provider, things.owner, things.token):
+        own = (things.provider, things.owner, things.token, things.channel, things.binding)
+        for known in (*map(str, things.bot.values()), *own):
             text = text.replace(known, "-")
         return text
 
     async with house(database, tmp_path) as api:
         who: Any = await people(api)
         things = await belongings(who.owner, 0)
-        rows = "SELECT * FROM bot", "SELECT * FROM model_provider ORDER BY id"
-        before = await DB.fetch(rows[0]), await DB.fetch(rows[1])
+        tables = ("bot", "model_provider", "channel", "binding")
+        rows = [f"SELECT * FROM {table} ORDER BY id" for table in tables]
+        before = [await DB.fetch(each) for each in rows]
         compared = 0
         for name, ask in ASKS.items():
             if name in ABOUT_NOTHING or not ask.variables(things):
@@ -316,10 +381,7 @@ async def test_what_belongs_to_others_answers_as_what_is_not_there_does(
                 assert theirs == nobody_s, name
                 compared += 1
         assert compared >= 2 * 14
-        assert before == (
-            await DB.fetch("SELECT * FROM bot"),
-            await DB.fetch("SELECT * FROM model_provider ORDER BY id"),
-        )
+        assert before == [await DB.fetch(each) for each in rows]
 
 
 async def test_a_token_without_scopes_may_nothing_but_say_who_it_is(database: dict[str, Any], tmp_path: Path) -> None:
@@ -333,6 +395,7 @@ async def test_a_token_without_scopes_may_nothing_but_say_who_it_is(database: di
             "Query.node": "empty",
             "Query.nodes": "empty",
             "Query.accessTokens": "seen",
+            "Query.channelProviders": "seen",
             "Mutation.signIn": REFUSED,
             "Mutation.signOut": "done",
             "Mutation.passwordChange": "CONFLICT",
@@ -421,7 +484,7 @@ async def test_a_token_that_does_not_count_is_no_token(database: dict[str, Any],
             refused = await caller.ask("{ modelProviders { id } }")
             assert outcome(refused) == SIGN_IN, what
             assert refused["data"] is None
-            ask, things = ASKS["Subscription.botStatus"], Things({"id": "x"}, "", "", "")
+            ask, things = ASKS["Subscription.botStatus"], Things({"id": "x"}, "", "", "", "", "")
             assert outcome(await first_of(caller, ask, things, is_stream=True)) == CLOSED, what
 
         await asyncio.gather(*[check(what, token) for what, token in tokens.items()])

@@ -9,6 +9,7 @@ import anyio
 from graphql import GraphQLObjectType
 
 from app.db.engine import DB
+from app.domain.ids import new_id
 from app.graphql.queries.nodes import LOADS
 from app.graphql.schema import schema
 from tests.fake_openclaw import install
@@ -23,6 +24,14 @@ NODES = "query($ids: [ID!]!) { nodes(ids: $ids) { id } }"
 
 async def _bot(mia: Caller) -> str:
     return (await mia.run("{ bots { nodes { id } } }"))["nodes"][0]["id"]
+
+
+async def _channel(mia: Caller) -> str:
+    return (await mia.run("{ bots { nodes { channels { nodes { id } } } } }"))["nodes"][0]["channels"]["nodes"][0]["id"]
+
+
+async def _binding(mia: Caller) -> str:
+    return (await mia.run("{ bots { nodes { bindings { nodes { id } } } } }"))["nodes"][0]["bindings"]["nodes"][0]["id"]
 
 
 async def _provider(mia: Caller) -> str:
@@ -47,17 +56,28 @@ async def _host(mia: Caller) -> str:
     return global_id("FleetHost", row["public_id"])
 
 
+async def _rotation(mia: Caller) -> str:
+    (row,) = await DB.fetch(
+        "INSERT INTO key_rotation (id, state, from_key, to_key) VALUES ($1, 'SUCCEEDED', 1, 2) RETURNING id::text",
+        new_id(),
+    )
+    return global_id("KeyRotation", row["id"])
+
+
 #: How to find Mia's object of each type. A new type of object needs its line here.
 FIND: dict[str, Callable[[Caller], Awaitable[str]]] = {
     "Bot": _bot,
+    "Channel": _channel,
+    "Binding": _binding,
     "ModelProvider": _provider,
     "User": _user,
     "AccessToken": _token,
     "AuditEntry": _entry,
     "FleetHost": _host,
+    "KeyRotation": _rotation,
 }
 #: What Mia herself may not fetch either: it is the administrators'.
-NOT_HERS = {"AuditEntry", "FleetHost"}
+NOT_HERS = {"AuditEntry", "FleetHost", "KeyRotation"}
 
 
 def node_types() -> set[str]:
@@ -86,6 +106,12 @@ async def test_nothing_of_the_other_s_is_seen_in_nodes_lists_counts_or_errors(
     async with house(database, tmp_path) as api:
         mia, leo = await mia_and_leo(api)
         bot = await story.make_bot(mia, name="Hidden bot", agentId="hidden-bot", tags=["hidden-tag"])
+        await mia.run(
+            'mutation($id: ID!) { channelCreate(input: {botId: $id, provider: "telegram", name: "hidden"}) '
+            "{ userErrors { code } } }",
+            id=bot["id"],
+        )
+        await mia.run("mutation($id: ID!) { bindingCreate(input: {botId: $id}) { userErrors { code } } }", id=bot["id"])
         ids = {name: await find(mia) for name, find in FIND.items()}
         for name, identity in ids.items():
             assert await leo.run(NODE, id=identity) is None, name

@@ -177,18 +177,19 @@ async def test_a_restart_of_a_starting_bot_begins_anew_without_an_error(
             assert not any(event["event"] == "bot:error" for event in heard.seen)
 
 
-async def test_changed_settings_are_read_by_a_new_process(database: dict[str, Any], tmp_path: Path) -> None:
+async def test_settings_only_a_start_reads_are_read_by_a_new_process(database: dict[str, Any], tmp_path: Path) -> None:
     async with one_bot(tmp_path, database) as (api, bot, _):
         first = (await start(api, bot))["bot"]["gateway"]["pid"]
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
             await anext(heard)
-            changed = await api.run(docs.BOT_UPDATE, input={"botId": bot["id"], "model": "local/other"})
+            overrides = {"commands": {"native": False}}
+            changed = await api.run(docs.BOT_UPDATE, input={"botId": bot["id"], "configOverrides": overrides})
             assert changed["bot"]["config"]["restartPending"]
             again = await heard.until(lambda e: e["kind"] == "STARTED")
             assert again["pid"] != first
         assert not (await read(api, bot))["config"]["restartPending"]
         rendered = await api.run("query($by: BotBy!) { bot(by: $by) { config { rendered } } }", by={"id": bot["id"]})
-        assert "local/other" in str(rendered)
+        assert "native" in str(rendered)
 
 
 async def test_a_new_persona_restarts_nobody(database: dict[str, Any], tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ from app.graphql.permissions import Rule, query
 from app.graphql.types import node, page
 from app.graphql.types.access_token import AccessToken
 from app.graphql.types.audit import AuditEntry
+from app.graphql.types.binding import Binding
 from app.graphql.types.bot import Bot
+from app.graphql.types.channel import Channel
 from app.graphql.types.fleet import FleetHost
+from app.graphql.types.key import KeyRotation
 from app.graphql.types.model_provider import ModelProvider
 from app.graphql.types.node import Node
 from app.graphql.types.user import User
-from app.services import accounts, models, roster, tokens, trail
+from app.services import accounts, bindings, channels, models, roster, rotation, tokens, trail
 
 #: Reads objects of one type that the caller may see; whatever it may not see is left out.
 Load = Callable[[Context, list[UUID]], Awaitable[dict[UUID, Node]]]
@@ -30,6 +33,20 @@ async def _bots(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
         return {}
     rows = await roster.by_ids(viewer, keys)
     return {key: Bot.from_row(row, viewer) for key, row in rows.items()}
+
+
+async def _channels(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer, services = context.caller, context.services
+    if not viewer.may(TokenScope.FLEET_READ):
+        return {}
+    return {key: Channel.from_row(row, services) for key, row in (await channels.by_ids(viewer, keys)).items()}
+
+
+async def _bindings(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    viewer = context.caller
+    if not viewer.may(TokenScope.FLEET_READ):
+        return {}
+    return {key: Binding.from_row(row) for key, row in (await bindings.by_ids(viewer, keys)).items()}
 
 
 async def _providers(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
@@ -61,14 +78,23 @@ async def _hosts(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     return {key: FleetHost.from_row(row) for key, row in rows.items()}
 
 
+async def _rotations(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
+    if not context.caller.may(TokenScope.ADMIN):
+        return {}
+    return {key: KeyRotation.from_row(row) for key, row in (await rotation.by_ids(keys)).items()}
+
+
 #: One entry for each type that implements `Node`; a test holds it equal to the schema.
 LOADS: dict[str, Load] = {
     "Bot": _bots,
+    "Channel": _channels,
+    "Binding": _bindings,
     "ModelProvider": _providers,
     "User": _users,
     "AccessToken": _tokens,
     "AuditEntry": _entries,
     "FleetHost": _hosts,
+    "KeyRotation": _rotations,
 }
 
 

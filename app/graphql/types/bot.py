@@ -1,18 +1,24 @@
 """A bot, its process and its configuration, as the API shows them."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import strawberry
+from strawberry.dataloader import DataLoader
 from strawberry.scalars import JSON
 
 from app.domain import rooms
+from app.domain.errors import Missing
 from app.domain.states import BotStatus, DesiredState, RestartMode, TokenScope
 from app.domain.viewer import Viewer
-from app.graphql.context import Info, user_loader
-from app.graphql.types import node
+from app.graphql.context import Context, Info, user_loader
+from app.graphql.cost import Cost
+from app.graphql.types import node, page
 from app.graphql.types.actor import Actor
+from app.graphql.types.binding import BindingConnection
+from app.graphql.types.channel import ChannelConnection
 from app.graphql.types.enums import BotAction, BotDesiredState
-from app.graphql.types.page import PageInfo
+from app.graphql.types.page import After, Before, First, Last, PageInfo
 from app.graphql.types.user import User
 from app.services import roster
 
@@ -63,12 +69,14 @@ class BotConfig:
 
     @classmethod
     def from_row(cls, row: roster.Bot) -> "BotConfig":
+        # A revision that was taken back is waited for no longer.
+        settled = row.applied_revision if row.config_error else row.good_revision
         return cls(
             revision=row.revision,
             rendered=JSON(row.rendered),
             overrides=JSON(row.overrides),
             synced_at=row.synced_at,
-            restart_pending=row.status.has_process and row.applied_revision < row.revision,
+            restart_pending=row.status.has_process and settled < row.revision,
             rolled_back=row.config_error,
         )
 
@@ -110,6 +118,25 @@ class Bot(node.Node, Actor):
         assert user is not None  # A bot's owner cannot be deleted before the bot.
         return User.from_row(user, info.context.caller)
 
+    @strawberry.field(
+        description="Places the bot can be talked to.", directives=[Cost(weight=1, multipliers=["first", "last"])]
+    )
+    async def channels(
+        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
+    ) -> ChannelConnection:
+        stretch = page.stretch(first, after, last, before)
+        return await ChannelConnection.read(info.context.caller, info.context.services, self.row.id, stretch)
+
+    @strawberry.field(
+        description="Rules that lead a peer on a channel to this bot.",
+        directives=[Cost(weight=1, multipliers=["first", "last"])],
+    )
+    async def bindings(
+        self, info: Info, first: First = None, after: After = None, last: Last = None, before: Before = None
+    ) -> BindingConnection:
+        stretch = page.stretch(first, after, last, before)
+        return await BindingConnection.read(info.context.caller, self.row.id, stretch)
+
     @classmethod
     def from_row(cls, row: roster.Bot, viewer: Viewer) -> "Bot":
         return cls(
@@ -146,7 +173,31 @@ def _desired(state: DesiredState) -> BotDesiredState:
 
 
 def _actions(row: roster.Bot, viewer: Viewer) -> list[BotAction]:
-    return list(BotAction) if viewer.owns(row.owner) and viewer.may(TokenScope.FLEET_WRITE) else []
+    """What the viewer may do: writing secrets has a scope of its own."""
+    if not viewer.owns(row.owner):
+        return []
+    secret = {BotAction.WRITE_CREDENTIALS}
+    return [
+        action
+        for action in BotAction
+        if viewer.may(TokenScope.CREDENTIALS_WRITE if action in secret else TokenScope.FLEET_WRITE)
+    ]
+
+
+async def bot_of(context: Context, bot_id: UUID) -> Bot:
+    """The bot that something hangs on, read together with others'."""
+    found = await context.loader("bots", lambda: _bot_loader(context)).load(bot_id)
+    if found is None:
+        raise Missing("the bot was deleted")
+    return found
+
+
+def _bot_loader(context: Context) -> DataLoader[UUID, Bot | None]:
+    async def load(ids: list[UUID]) -> list[Bot | None]:
+        rows = await roster.by_ids(context.caller, ids)
+        return [Bot.from_row(row, context.caller) if (row := rows.get(key)) else None for key in ids]
+
+    return DataLoader(load_fn=load, cache=False)
 
 
 @strawberry.type(description="One of the bots on a page.")

@@ -91,6 +91,27 @@ _described(
 )
 
 _described(
+    states.ChannelStatus,
+    "Whether a channel is connected.",
+    {
+        "DISCONNECTED": "Not connected, and not meant to be.",
+        "CONNECTING": "On its way.",
+        "CONNECTED": "Connected.",
+        "ERROR": "Refused or broken.",
+    },
+)
+
+_described(
+    states.KeyRotationState,
+    "Where a change of keys stands.",
+    {
+        "RUNNING": "Under way.",
+        "SUCCEEDED": "All secrets use the new key.",
+        "FAILED": "Some secrets still use an old key.",
+    },
+)
+
+_described(
     BotEventKind,
     "What happened to a bot's process.",
     {
@@ -101,6 +122,7 @@ _described(
         "STARTED": "The process listens: `bot:started`.",
         "STOPPING": "The process was asked to end.",
         "STOPPED": "The process ended as asked: `bot:stopped`.",
+        "CHANNEL_CHANGED": "A channel was connected, lost or refused; `bot.channels` says which.",
         "CONFIG_ROLLED_BACK": "New settings were refused and the last good ones are back.",
         "ERROR": "The process failed: `bot:error`.",
         "BACKOFF": "The process failed and is started again after a pause: `bot:error`.",
@@ -118,6 +140,7 @@ class BotAction(Enum):
     STOP = strawberry.enum_value("STOP", description="Stop the process.")
     UPDATE = strawberry.enum_value("UPDATE", description="Change settings, channels and bindings.")
     DELETE = strawberry.enum_value("DELETE", description="Delete the bot with everything on it.")
+    WRITE_CREDENTIALS = strawberry.enum_value("WRITE_CREDENTIALS", description="Write credentials.")
     MESSAGE = strawberry.enum_value("MESSAGE", description="Speak with the bot.")
 
 

@@ -53,6 +53,8 @@ class RoomMessage:
 def _envelope(event: RoomEvent) -> tuple[str, str]:
     if event.room.startswith("notifications:"):
         return "notification", f"notification:{event.type.lower()}"
+    if event.room.startswith("keys:"):
+        return "system", "keys:rotation"
     return "bot", bot_event_name(BotEventKind(event.type))
 
 

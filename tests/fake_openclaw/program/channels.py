@@ -21,6 +21,12 @@ REFUSED = {
 }
 
 
+HELD = (
+    "gateway restart-loop breaker tripped: 3 unclean boot(s) within 300000ms; suppressing channel/provider account "
+    "auto-start. Inspect the stability bundle and fix the startup crash before restarting the service."
+)
+
+
 class Channels:
     """Started with the gateway; `stopped` holds what channels.stop or channels.logout ended."""
 
@@ -29,6 +35,7 @@ class Channels:
         self._started_at = ids.now_ms()
         self._seen: dict[str, dict[str, int]] = {}
         self.stopped: set[str] = set()
+        self.started: set[str] = set()
 
     def names(self) -> list[str]:
         """Configured channels whose plugin is there."""
@@ -45,8 +52,10 @@ class Channels:
                 elif account["lastError"]:
                     self._gateway.output.log(name, f"[{account['accountId']}] channel exited: {account['lastError']}")
 
-    def status(self) -> dict:
+    def status(self, probe: bool = False) -> dict:
         accounts = {name: self._accounts(name) for name in self.names()}
+        for account in [one for listed in accounts.values() for one in listed] if probe else []:
+            account.setdefault("probe", {"ok": account["running"], "status": None, "error": account["lastError"]})
         channels = {}
         for name, listed in accounts.items():
             kept = ("configured", "running", "lastError", "tokenSource", "mode", "lastStartAt", "lastStopAt")
@@ -56,6 +65,11 @@ class Channels:
             "channels": channels, "channelAccounts": accounts,
             "channelDefaultAccountId": {name: listed[0]["accountId"] for name, listed in accounts.items()},
         }  # fmt: skip
+
+    def failing(self) -> list[str]:
+        """Channels that are meant to run and do not; those held back by the crash breaker do not count."""
+        down = {name: [a for a in self._accounts(name) if a["enabled"] and not a["running"]] for name in self.names()}
+        return [name for name, accounts in down.items() if any(a["lastError"] != HELD for a in accounts)]
 
     def receive(self, said: dict) -> Run:
         """Somebody writes over a channel: {channel, account?, peer, name?, text, group?, title?, thread?}."""
@@ -104,6 +118,8 @@ class Channels:
 
     def _loaded(self, name: str) -> bool:
         gateway = self._gateway
+        if name in gateway.faults.channels_unloadable:
+            return False
         enabled = gateway.config.get(f"plugins.entries.{name}.enabled")
         if gateway.era.dialect == "old" or name in BUNDLED_ON_NEW:
             return enabled is not False
@@ -120,6 +136,8 @@ class Channels:
         token = str(settings.get("botToken") or settings.get("token") or "")
         new = self._gateway.era.dialect == "new"
         why = REFUSED["new" if new else "old"].format(account=account_id) if token.startswith(REFUSED_TOKEN) else None
+        if new and self._gateway.faults.channels_held and name not in self.started:
+            why = HELD
         running = enabled and why is None and name not in self.stopped
         status = {
             "accountId": account_id, "enabled": enabled, "configured": True, "running": running, "lastError": why,

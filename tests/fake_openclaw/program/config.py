@@ -197,9 +197,10 @@ def replace_variables(value: Any) -> tuple[Any, list[str]]:
 
 def add_entries(path: Path, config: Config, version: str) -> list[str]:
     """Old writes the file anew when a configured channel has no plugins.entries line, with secrets in clear."""
-    entries = config.data.setdefault("plugins", {}).setdefault("entries", {})
+    entries = config.get("plugins.entries", {})
     missing = [name for name in config.data.get("channels", {}) if name != "defaults" and name not in entries]
     if missing:
+        entries = config.data.setdefault("plugins", {}).setdefault("entries", {})
         entries.update({name: {"enabled": True} for name in missing})
         config.data["meta"] = {"lastTouchedVersion": version, "lastTouchedAt": ids.iso()}
         draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -46,6 +46,8 @@ DEFAULTS: dict[str, Any] = {
     "zstd_from_bytes": 1024,  # new: events this long are stored compressed; 0: never
     # Channels
     "channels": {},  # laid over channels.status: {"telegram": {"running": false, "lastError": "…"}}
+    "channels_unloadable": [],  # their plugin is there and cannot be run
+    "channels_held": False,  # new: its crash breaker holds them back until channels.start
     "plugin_install_code": 0,  # exit code of `plugins install`
     "tick_s": 30.0,
     # Which era's traits this version mixes (eras.TRAITS)

@@ -14,6 +14,7 @@ from . import completions, ids, process
 from .channels import Channels
 from .clients import Clients
 from .http import Request, Server
+from .pairing import Files, Store
 from .rpc import Rpc
 from .runs import Runs
 from .sessions import Sessions
@@ -43,6 +44,7 @@ class Gateway:
         self.voice = NewVoice(self.clients) if era.subscribes else OldVoice(self.clients)
         self.sessions = Sessions(era, home, faults.zstd_from_bytes)
         self.channels = Channels(self)
+        self.pairings = Store(home) if era.subscribes else Files(home)
         self.runs = Runs(self)
         self._rpc = Rpc(self)
         self._server = Server(self._handle)
@@ -146,11 +148,20 @@ class Gateway:
             request.reply(200, {"ok": True, "status": "live"})
         elif self.era.health and request.path in {"/ready", "/readyz"}:
             self._tell_readiness(request)
+        elif self.era.health and request.path == "/startupz":
+            started = self._ready and not self._stopping
+            request.reply(200 if started else 503, {"ok": started, "status": "started" if started else "starting"})
         elif request.path == "/v1/chat/completions" and self._completes:
             completions.serve(self, request)
         elif request.path == "/__fake/inbound" and request.bearer == self.token:
             run = self.runs.perform(self.channels.receive(json.loads(request.body)))
             request.reply(200, {"sessionKey": run.session.key, "reply": run.reply, "error": run.error})
+        elif request.path == "/__fake/pairing" and request.bearer == self.token:
+            # Somebody asks to be let in: {channel, account?, peer, name?}.
+            said = json.loads(request.body)
+            meta = {"firstName": said["name"]} if "name" in said else {}
+            account = said.get("account", "default")
+            request.reply(200, {"code": self.pairings.ask(said["channel"], account, str(said["peer"]), meta)})
         else:
             request.reply(404, "Not Found")
         return False
@@ -161,7 +172,9 @@ class Gateway:
 
     def _tell_readiness(self, request: Request) -> None:
         ready = self._ready and not self._stopping
-        failing = [] if ready else ["draining" if self._stopping else "startup-sidecars"]
+        failing = [] if ready else ["gateway-draining" if self._stopping else "startup-sidecars"]
+        if ready and (failing := self.channels.failing()):
+            ready = False  # a channel that is down takes readiness along, for as long as it is
         loop = {"degraded": False, "reasons": [], "intervalMs": 1000, "delayP99Ms": 1.0}
         answer = {"ready": ready, "failing": failing, "uptimeMs": self.uptime_ms, "eventLoop": loop}
         request.reply(200 if ready else 503, answer)

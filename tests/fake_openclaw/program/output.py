@@ -58,7 +58,8 @@ class Output:
     def _record(self, subsystem: str, text: str) -> None:
         if self._file is None:
             return
-        name = json.dumps({"subsystem": subsystem}, separators=(",", ":"))
+        full = "gateway/reload" if subsystem == "reload" else subsystem
+        name = json.dumps({"subsystem": full}, separators=(",", ":"))
         meta = {"runtime": "node", "runtimeVersion": "24.21.0", "name": name, "parentNames": ["openclaw"]}
         meta |= {"date": ids.iso(), "logLevelId": 3, "logLevelName": "INFO"}
         with self._file.open("a", encoding="utf-8") as log:

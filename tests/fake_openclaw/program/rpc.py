@@ -11,6 +11,7 @@ from . import config, ids
 from .clients import Client
 from .errors import Planned
 from .model import Model
+from .pairing import NobodyWaits
 from .runs import Run
 from .sessions import text_of
 from .websocket import Closed
@@ -56,6 +57,8 @@ class Rpc:
                 "sessions.subscribe": self.sessions_subscribe, "channels.start": self.channels_start,
                 "sessions.messages.subscribe": self.messages_subscribe, "channels.stop": self.channels_stop,
                 "sessions.messages.unsubscribe": self.messages_unsubscribe,
+                "channels.pairing.list": self.pairing_list, "channels.pairing.approve": self.pairing_approve,
+                "channels.pairing.dismiss": self.pairing_dismiss,
             }  # fmt: skip
 
     def serve(self, sock: WebSocket) -> None:
@@ -151,15 +154,32 @@ class Rpc:
         return {"heartbeat": {"defaultAgentId": self._gateway.config.agent_id}, "sessions": sessions}
 
     def channels_status(self, client: Client, params: dict) -> dict:
-        return self._gateway.channels.status()
+        return self._gateway.channels.status(params.get("probe") is True)
 
     def channels_start(self, client: Client, params: dict) -> dict:
+        self._gateway.channels.started.add(params["channel"])
         self._gateway.channels.stopped.discard(params["channel"])
         return {"channel": params["channel"], "started": True}
 
     def channels_stop(self, client: Client, params: dict) -> dict:
         self._gateway.channels.stopped.add(params["channel"])
         return {"channel": params["channel"], "stopped": True}
+
+    def pairing_list(self, client: Client, params: dict) -> dict:
+        requests = self._gateway.pairings.list(params.get("channel"), params.get("accountId"))
+        return {"accounts": [], "requests": requests, "limits": {"pendingPerAccount": 3, "ttlMs": 3600000}}
+
+    def pairing_approve(self, client: Client, params: dict) -> dict:
+        return self._resolve_pairing(params, let_in=True) | {"notification": "not-requested"}
+
+    def pairing_dismiss(self, client: Client, params: dict) -> dict:
+        return self._resolve_pairing(params, let_in=False)
+
+    def _resolve_pairing(self, params: dict, let_in: bool) -> dict:
+        try:
+            return self._gateway.pairings.resolve(params["channel"], params["accountId"], params["requestId"], let_in)
+        except NobodyWaits as error:
+            raise BadRequest(str(error)) from error
 
     def config_get(self, client: Client, params: dict) -> dict:
         kept, new = self._gateway.config, self._gateway.era.dialect == "new"

@@ -1,0 +1,82 @@
+"""Who waits to be let in at a bot's channels, and what its owner decides about them."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.db.engine import DB
+from app.domain.errors import Conflict, CredentialsUnreadable, GatewayFailed, NotFound, Unavailable
+from app.domain.ports import Asking, GatewayPairings, IsHere, Running
+from app.domain.states import BotStatus
+from app.domain.viewer import Viewer
+from app.services import audit, channels, keys, words
+from app.services.channels import Channel, Channels
+from app.vault import Vault
+
+#: Longest code that is looked for, in characters.
+MAX_CODE = 100
+
+
+class Pairings:
+    """Asks running gateways; nothing of this is kept here."""
+
+    def __init__(self, vault: Vault, channels: Channels, gateway: GatewayPairings, is_here: IsHere) -> None:
+        self._vault = vault
+        self._channels = channels
+        self._gateway = gateway
+        self._is_here = is_here
+
+    async def waiting(self, channel: Channel) -> Sequence[Asking] | None:
+        """Everybody who waits at a channel that the caller may see; None where nobody can say at the moment."""
+        try:
+            running = await self._running(channel)
+            return running and await self._gateway.waiting(running, channel.provider, channel.account_id)
+        except (GatewayFailed, Unavailable, CredentialsUnreadable):
+            # A channel without pairing is refused in the same words as one that is not open yet.
+            return None
+
+    async def resolve(self, viewer: Viewer, channel_id: UUID, code: str, *, is_let_in: bool) -> Channel:
+        """Lets somebody in, or sends them away.
+
+        Raises:
+            NotFound: There is no such channel, or nobody waits at it with this code.
+            Conflict: The bot is not active, or the channel is switched off.
+            Unavailable: Its process is on another machine.
+            GatewayFailed: The gateway refused, with its reason.
+        """
+        # Who may only look at it is told that there is none.
+        await self._channels.provider_of(viewer, channel_id)
+        channel = await channels.require(viewer, channel_id)
+        code = words.line(code, "code", MAX_CODE)
+        running = await self._running(channel)
+        if running is None:
+            raise Conflict("nobody can be let in or sent away while the channel is not open", "channelId")
+        await self._require_waiting(running, channel, code)
+        # Before it is done: a gateway's word cannot be taken back where it cannot be noted.
+        action = "pairingApprove" if is_let_in else "pairingDismiss"
+        await audit.note(action, audit.Subject("Channel", channel_id), bot=str(channel.bot))
+        await self._gateway.resolve(running, channel.provider, channel.account_id, code, is_let_in=is_let_in)
+        return await channels.require(viewer, channel_id)
+
+    async def _require_waiting(self, running: Running, channel: Channel, code: str) -> None:
+        """So that nothing is noted that cannot be done."""
+        found = await self._gateway.waiting(running, channel.provider, channel.account_id)
+        if found is None:
+            raise GatewayFailed("this version of OpenClaw does not say who waits, so nobody can be let in from here")
+        if code.upper() not in {each.code.upper() for each in found}:
+            raise NotFound("nobody waits at the channel with this code; it may have run out", "code")
+
+    async def _running(self, channel: Channel) -> Running | None:
+        """Where the gateway is that opens the channel; None where none does."""
+        if not channel.enabled:
+            return None
+        row = await DB.fetch_one(
+            "SELECT b.agent_id, p.status, p.port, p.nonce FROM bot_process p JOIN bot b ON b.id = p.bot "
+            "WHERE p.bot = $1",
+            channel.bot,
+        )
+        if row is None or row["status"] != BotStatus.ACTIVE or row["port"] is None or row["nonce"] is None:
+            return None
+        if not await self._is_here(channel.bot):
+            raise Unavailable("the bot's process runs on another machine: ask a server there")
+        token = await keys.gateway_token(self._vault, channel.bot)
+        return Running(row["agent_id"], str(row["nonce"]), row["port"], token.reveal())

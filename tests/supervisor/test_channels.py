@@ -1,0 +1,280 @@
+"""What an owner sees of a bot's channels while its gateway lives, and when it does not any more."""
+
+import base64
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from app.db.engine import DB
+from app.domain.states import ChannelStatus
+from app.gateway import channel_status
+from app.services.nodes import Lease, LeaseLost
+from app.services.recorder import Recorder
+from tests import fake_openclaw
+from tests.gateway.test_rpc import asks
+from tests.harness import Api, Heard, environ, running_server
+from tests.journeys import documents as docs
+from tests.journeys import story
+
+OLD, NEW = "2026.2.1", "2026.9.6"
+TOKEN = "6881:AAAbbbCCCddd"
+CREATE = """mutation($input: ChannelCreateInput!) {
+  channelCreate(input: $input) { channel { id } userErrors { message } } }"""
+#: Looks come every 50 ms then, and a bot is steady after 0.6 s.
+QUICK = {"CLAWNET_HEALTH_INTERVAL": "0.1", "CLAWNET_STOP_GRACE": "1"}
+
+eras = pytest.mark.parametrize("version", [OLD, NEW])
+
+
+@asynccontextmanager
+async def one_bot(
+    folder: Path, database: dict[str, Any], version: str = NEW, **faults: Any
+) -> AsyncGenerator[tuple[Api, dict[str, Any], Path]]:
+    """A server with one bot that is not started yet."""
+    wrapper = fake_openclaw.install(folder / "openclaw", version, **faults)
+    async with running_server(environ(folder, database, wrapper, **QUICK)) as api:
+        await story.make_provider(api, "http://127.0.0.1:9/v1")
+        yield api, await story.make_bot(api), wrapper
+    assert fake_openclaw.violations(wrapper) == []
+
+
+async def has_channel(api: Api, bot: dict[str, Any], token: str = TOKEN, *, enabled: bool = True) -> UUID:
+    """A Telegram channel on the bot."""
+    made = await api.run(
+        CREATE,
+        input={
+            "botId": bot["id"], "provider": "telegram", "name": "Telegram", "enabled": enabled,
+            "credentials": {"botToken": token}, "accountId": "default" if enabled else "second",
+        },
+    )  # fmt: skip
+    assert made["userErrors"] == [], made
+    return UUID(base64.b64decode(made["channel"]["id"]).decode().partition(":")[2])
+
+
+async def start(api: Api, bot: dict[str, Any]) -> dict[str, Any]:
+    started = await api.run(docs.BOT_START, input={"botId": bot["id"]})
+    assert started["bot"]["status"] == "ACTIVE", started
+    return started
+
+
+async def stop(api: Api, bot: dict[str, Any]) -> None:
+    await api.run(docs.BOT_STOP, input={"botId": bot["id"]})
+
+
+async def state(channel: UUID) -> dict[str, Any]:
+    row = await DB.fetch_one("SELECT status, error, last_connected_at FROM channel_state WHERE channel = $1", channel)
+    assert row is not None
+    return row
+
+
+async def changes_to(heard: Heard, channel: UUID, status: str) -> dict[str, Any]:
+    """Waits for the events until the channel is so."""
+    while (await state(channel))["status"] != status:
+        await heard.until(lambda e: e["kind"] == "CHANNEL_CHANGED")
+    return await state(channel)
+
+
+@eras
+async def test_a_channel_is_connected_while_its_gateway_lives(
+    version: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, version) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            found = await changes_to(heard, channel, "CONNECTED")
+            assert found["error"] is None
+            assert found["last_connected_at"] is not None
+            await stop(api, bot)
+            await heard.until(lambda e: e["kind"] == "STOPPED")
+            lost = await heard.until(lambda e: e["kind"] == "CHANNEL_CHANGED")
+            assert lost["event"] == "bot:channel_changed"
+            assert (await state(channel))["status"] == "DISCONNECTED"
+
+
+async def test_a_channel_is_lost_in_the_moment_its_process_is(database: dict[str, Any], tmp_path: Path) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            pid = (await start(api, bot))["bot"]["gateway"]["pid"]
+            await changes_to(heard, channel, "CONNECTED")
+            os.kill(pid, signal.SIGKILL)
+            await heard.until(lambda e: e["event"] == "bot:error")
+            assert (await state(channel))["status"] != "CONNECTED"
+            # And is back with the next one.
+            await changes_to(heard, channel, "CONNECTED")
+
+
+@eras
+async def test_a_refused_token_is_an_error_with_its_reason_and_without_the_token(
+    version: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, version) as (api, bot, wrapper):
+        channel = await has_channel(api, bot, "999:refused-secret")
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            found = await changes_to(heard, channel, "ERROR")
+        assert "refuses the credentials" in found["error"]
+        assert "401" in found["error"]
+        assert "refused-secret" not in found["error"]
+        if version == NEW:
+            # It calls itself not ready for as long as that lasts, which must end no bot.
+            await _looks(tmp_path, bot, 10)
+        assert (await api.run(docs.BOT_QUERY, by={"id": bot["id"]}))["status"] == "ACTIVE"
+    assert len(fake_openclaw.starts(wrapper)) == 1
+
+
+async def test_a_reason_that_quotes_the_token_is_told_without_it(database: dict[str, Any], tmp_path: Path) -> None:
+    why = f"fetch https://api.telegram.org/bot{TOKEN}/getUpdates: 409 Conflict: terminated by other getUpdates"
+    dead = {"telegram": {"running": True, "connected": False, "lifecycle": "recovering", "lastError": why}}
+    async with one_bot(tmp_path, database, channels=dead) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            found = await changes_to(heard, channel, "ERROR")
+        assert found["error"].startswith("somebody else receives this account's messages")
+        assert TOKEN not in found["error"]
+        assert "***" in found["error"]
+
+
+async def test_old_openclaw_is_asked_to_try_the_account_out(database: dict[str, Any], tmp_path: Path) -> None:
+    probe = {"ok": False, "status": 401, "error": "Unauthorized"}
+    async with one_bot(tmp_path, database, OLD, channels={"telegram": {"probe": probe}}) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            assert "refuses the credentials" in (await changes_to(heard, channel, "ERROR"))["error"]
+
+
+async def test_a_channel_the_gateway_does_not_open_is_an_error_after_a_while(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, channels_unloadable=["telegram"]) as (api, bot, _):
+        missing, disabled = await has_channel(api, bot), await has_channel(api, bot, "6882:AAA", enabled=False)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            await changes_to(heard, missing, "CONNECTING")
+            assert "does not open" in (await changes_to(heard, missing, "ERROR"))["error"]
+        assert (await state(disabled))["status"] == "DISCONNECTED"
+
+
+async def test_channels_that_were_held_back_are_started_once_the_bot_is_steady(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, channels_held=True) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            assert "after several crashes" in (await changes_to(heard, channel, "ERROR"))["error"]
+            await changes_to(heard, channel, "CONNECTED")
+
+
+async def test_what_did_not_change_is_not_told_again(database: dict[str, Any], tmp_path: Path) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            await changes_to(heard, channel, "CONNECTED")
+        told = await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'")
+        await _looks(tmp_path, bot, 5)
+        assert await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'") == told
+        # A look writes nothing that a restart could come of.
+        assert len(fake_openclaw.starts(wrapper)) == 1
+
+
+async def _looks(folder: Path, bot: dict[str, Any], count: int) -> None:
+    """Returns after so many more looks, which new OpenClaw's log has."""
+    log = folder / "data" / "openclaw" / "bots" / bot["agentId"] / "logs" / "bot.log"
+    enough = log.read_text().count("channels.status") + count
+    with anyio.fail_after(20):
+        while log.read_text().count("channels.status") < enough:
+            await anyio.sleep(0.02)
+
+
+async def test_somebody_who_asks_to_be_let_in_is_an_event(database: dict[str, Any], tmp_path: Path) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            port = (await start(api, bot))["bot"]["gateway"]["port"]
+            await changes_to(heard, channel, "CONNECTED")
+            await _looks(tmp_path, bot, 2)
+            home = tmp_path / "data" / "openclaw" / "bots" / bot["agentId"]
+            token = json.loads((home / "config.json5").read_text())["gateway"]["auth"]["token"]
+            await asks(port, "4200001", token=token)
+            await heard.until(lambda e: e["kind"] == "CHANNEL_CHANGED")
+
+
+async def test_what_a_process_said_is_not_written_after_it_nor_under_a_lost_lease(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        channel, told = await has_channel(api, bot), list[str]()
+        row = await DB.fetch_one("SELECT bot, node_id, lease_epoch FROM bot_process")
+        assert row is not None
+        recorder = Recorder(told.extend)
+        held = Lease(row["node_id"], uuid4(), row["lease_epoch"], 15.0)
+        assert not await recorder.channel_changed(held, row["bot"], channel, ChannelStatus.CONNECTED, None)
+        lost = Lease(row["node_id"], uuid4(), row["lease_epoch"] + 1, 15.0)
+        with pytest.raises(LeaseLost):
+            await recorder.channel_changed(lost, row["bot"], channel, ChannelStatus.CONNECTED, None)
+        assert (await state(channel))["status"] == "DISCONNECTED"
+        assert told == []
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    "secret", ["6881:AAAright-0123456789", "xoxb-1234567890-abcdefghij", "MTk4NjIyNDgz.Cl2FMQ.ZnCjm1XVW7vRze4b"]
+)
+def test_a_reason_does_not_repeat_what_looks_like_a_secret(secret: str) -> None:
+    account = {"accountId": "default", "running": False, "lastError": f"GET https://x/bot{secret}/getMe: 500"}
+    seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=True)
+    assert secret not in str(channel_status.sentence(seen, seen.raw))
+
+
+def test_a_reason_of_any_length_is_told_in_one_line_at_once() -> None:
+    account = {"accountId": "default", "running": False, "lastError": "plugin a" * 400_000 + "\x1b[31m\n"}
+    seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=True)
+    said = str(channel_status.sentence(seen, seen.raw))
+    assert said.isprintable()
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize(
+    ("account", "status"),
+    [
+        ({"running": True, "connected": True, "lifecycle": "ready"}, "CONNECTED"),
+        ({"running": True, "lifecycle": "ready"}, "CONNECTED"),
+        ({"running": True}, "CONNECTED"),
+        ({"running": True, "probe": {"ok": True}}, "CONNECTED"),
+        ({"running": True, "probe": {"ok": False}}, "ERROR"),
+        ({"running": True, "connected": False, "lifecycle": "starting"}, "CONNECTING"),
+        ({"running": True, "connected": False, "lifecycle": "recovering", "lastError": "409"}, "ERROR"),
+        ({"running": False, "lifecycle": "starting"}, "CONNECTING"),
+        ({"running": False, "lifecycle": "stopped", "lastError": "boom"}, "ERROR"),
+        ({"running": False, "lifecycle": "stopped"}, "ERROR"),
+        ({"running": False, "lifecycle": "blocked"}, "ERROR"),
+        ({"running": False, "enabled": False, "lastError": "disabled"}, "DISCONNECTED"),
+        ({"running": False, "stateReason": "disabled"}, "DISCONNECTED"),
+        ({"running": "yes", "lastError": ["x"], "lastConnectedAt": "soon"}, "ERROR"),
+        ({"running": True, "connected": True, "lifecycle": "ready", "lastConnectedAt": 1e300}, "CONNECTED"),
+    ],
+)
+def test_what_an_account_says_is_one_of_four_words(account: dict[str, Any], status: str) -> None:
+    answer = {"channelAccounts": {"telegram": [{"accountId": "other"}, {"accountId": "default", **account}]}}
+    assert channel_status.read(answer, "telegram", "default", is_settled=True).status == status
+
+
+@pytest.mark.parametrize("answer", [{}, {"channelAccounts": []}, {"channelAccounts": {"telegram": "?"}}])
+def test_an_answer_without_the_account_is_waited_on_and_then_an_error(answer: dict[str, Any]) -> None:
+    assert channel_status.read(answer, "telegram", "default", is_settled=False).status == "CONNECTING"
+    assert channel_status.read(answer, "telegram", "default", is_settled=True).status == "ERROR"
