@@ -35,9 +35,26 @@ def main() -> None:
     schema_.add_argument("path", nargs="?", help="file to write")
     openclaw_ = commands.add_parser("openclaw", help="install a version of OpenClaw into the cache folder")
     openclaw_.add_argument("version")
+    _add_backup(commands)
     _add_people(commands)
     arguments = parser.parse_args()
     sys.exit(_run(arguments))
+
+
+def _add_backup(commands: Any) -> None:
+    source = "file with the passphrase in its first line; else CLAWNET_BACKUP_PASSPHRASE_FILE, else asked for"
+    backup = commands.add_parser("backup", help="write database and key into one encrypted file, while servers run")
+    backup.add_argument("file", help="where the archive is put")
+    backup.add_argument("--force", action="store_true", help="replace a file that is there")
+    restore = commands.add_parser("restore", help="put an archive in the place of database and key; servers stopped")
+    restore.add_argument("file", help="the archive")
+    restore.add_argument("--replace", action="store_true", help="also where an installation is; it is kept beside")
+    restore.add_argument("--stopped", action="store_true", help="let no bot run: for a copy beside a living original")
+    looks = restore.add_mutually_exclusive_group()
+    looks.add_argument("--show-manifest", action="store_true", help="only say what is in the archive")
+    looks.add_argument("--write-key", metavar="PATH", help="only write the archive's master key into a new file")
+    for command in (backup, restore):
+        command.add_argument("--passphrase-file", metavar="PATH", help=source)
 
 
 def _add_people(commands: Any) -> None:
@@ -91,6 +108,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 return anyio.run(_serve, not arguments.no_openclaw)
             case "migrate":
                 return anyio.run(_migrate)
+            case "backup" | "restore":
+                from app.commands import backup  # noqa: PLC0415
+
+                return backup.run(arguments)
             case "users" | "tokens":
                 return anyio.run(_people, arguments)
             case "schema":
