@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EX_CONFIG = 78
 #: Exit status after Ctrl-C, as shells count it.
 EX_INTERRUPTED = 128 + signal.SIGINT
+#: Longest life of a token that has an end, in days.
+MOST_DAYS = 36_500
 #: Seconds bots have to end after Ctrl-C at a terminal.
 TERMINAL_GRACE = 5.0
 
@@ -89,11 +91,19 @@ def _add_people(commands: Any) -> None:
     create.add_argument("--name", required=True, help="what it is for")
     create.add_argument("--scope", action="append", required=True, help="what it may do, for example fleet_read; again")
     life = create.add_mutually_exclusive_group()
-    life.add_argument("--days", type=int, default=90, help="days it works (90)")
+    life.add_argument(
+        "--days", type=_days, default=90, metavar="DAYS", help="days it works (90)"
+    )
     life.add_argument("--never-ends", action="store_true", help="let it work until it is revoked")
     deeds.add_parser("revoke", help="end a token and close its sockets").add_argument(
         "token", help="its id, as `clawnet tokens list` shows it"
     )
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"expected a number of days from 1 to {MOST_DAYS}")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
+#: Where, among a socket's ASGI extensions, the server puts what ends the connection at once, unsent words and all.
+ABORT = "clawnet.abort"
+
 
 class Wake(Protocol):
     """The supervisor's bell: somebody wrote a wish for this bot."""
