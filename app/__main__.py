@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EX_CONFIG = 78
 #: Exit status after Ctrl-C, as shells count it.
 EX_INTERRUPTED = 128 + signal.SIGINT
+#: Longest life of a token that has an end, in days.
+MOST_DAYS = 36_500
 #: Seconds bots have to end after Ctrl-C at a terminal.
 TERMINAL_GRACE = 5.0
 
@@ -35,10 +37,27 @@ def main() -> None:
     schema_.add_argument("path", nargs="?", help="file to write")
     openclaw_ = commands.add_parser("openclaw", help="install a version of OpenClaw into the cache folder")
     openclaw_.add_argument("version")
+    _add_backup(commands)
     _add_people(commands)
     _add_keys(commands)
     arguments = parser.parse_args()
     sys.exit(_run(arguments))
+
+
+def _add_backup(commands: Any) -> None:
+    source = "file with the passphrase in its first line; else CLAWNET_BACKUP_PASSPHRASE_FILE, else asked for"
+    backup = commands.add_parser("backup", help="write database and key into one encrypted file, while servers run")
+    backup.add_argument("file", help="where the archive is put")
+    backup.add_argument("--force", action="store_true", help="replace a file that is there")
+    restore = commands.add_parser("restore", help="put an archive in the place of database and key; servers stopped")
+    restore.add_argument("file", help="the archive")
+    restore.add_argument("--replace", action="store_true", help="also where an installation is; it is kept beside")
+    restore.add_argument("--stopped", action="store_true", help="let no bot run: for a copy beside a living original")
+    looks = restore.add_mutually_exclusive_group()
+    looks.add_argument("--show-manifest", action="store_true", help="only say what is in the archive")
+    looks.add_argument("--write-key", metavar="PATH", help="only write the archive's master key into a new file")
+    for command in (backup, restore):
+        command.add_argument("--passphrase-file", metavar="PATH", help=source)
 
 
 def _add_people(commands: Any) -> None:
@@ -73,7 +92,7 @@ def _add_people(commands: Any) -> None:
     create.add_argument("--name", required=True, help="what it is for")
     create.add_argument("--scope", action="append", required=True, help="what it may do, for example fleet_read; again")
     life = create.add_mutually_exclusive_group()
-    life.add_argument("--days", type=int, default=90, help="days it works (90)")
+    life.add_argument("--days", type=_days, default=90, metavar="DAYS", help="days it works (90)")
     life.add_argument("--never-ends", action="store_true", help="let it work until it is revoked")
     deeds.add_parser("revoke", help="end a token and close its sockets").add_argument(
         "token", help="its id, as `clawnet tokens list` shows it"
@@ -90,6 +109,12 @@ def _add_keys(commands: Any) -> None:
     deeds.add_parser("status", help="the keys, and how many secrets need each")
 
 
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"expected a number of days from 1 to {MOST_DAYS}")
+    return int(text)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     # Imported here, so that `--help` and a wrong option answer at once.
     from app.domain.errors import ClawNetError, SettingsError  # noqa: PLC0415
@@ -102,6 +127,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 return anyio.run(_serve, not arguments.no_openclaw)
             case "migrate":
                 return anyio.run(_migrate)
+            case "backup" | "restore":
+                from app.commands import backup  # noqa: PLC0415
+
+                return backup.run(arguments)
             case "users" | "tokens":
                 return anyio.run(_people, arguments)
             case "keys":

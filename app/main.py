@@ -17,7 +17,7 @@ import anyio.abc
 import structlog
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
-from litestar.datastructures import State
+from litestar.datastructures import ResponseHeader, State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app import vault
@@ -108,6 +108,8 @@ class Running:
     hub: Hub
     supervisor: Supervisor
     readiness: Readiness
+    connections: Connections
+    doors: Doors
     #: The first administrator's token, once; None where somebody is there already.
     first_token: str | None
 
@@ -155,8 +157,8 @@ async def running(
         tasks.start_soon(supervisor.run)
         tasks.start_soon(_warm, finder)
         readiness = Readiness(supervisor)
-        app = Doors(create_app(services, readiness, settings.clawnet_allowed_origins), services.limits)
-        yield Running(app, hub, supervisor, readiness, token)
+        doors = Doors(create_app(services, readiness, settings.clawnet_allowed_origins), services.limits)
+        yield Running(doors, hub, supervisor, readiness, services.connections, doors, token)
         if settings.clawnet_shutdown == "stop":
             await supervisor.stop(settings.clawnet_stop_grace if stop_budget is None else stop_budget)
 
@@ -167,11 +169,20 @@ def create_app(services: Services, readiness: Readiness, origins: tuple[str, ...
         route_handlers=[controller("/graphql", origins), health.healthz, health.readyz, playground.router()],
         state=State({"services": services, "readiness": readiness}),
         request_max_body_size=MAX_BODY,
+        response_headers=_HEADERS,
         middleware=[_request_ids],
         cors_config=_cors(origins) if origins else None,
         openapi_config=None,
         logging_config=None,
     )
+
+
+#: What browsers are told of every answer; the playground adds a policy of its own.
+_HEADERS = [
+    ResponseHeader(name="x-content-type-options", value="nosniff"),
+    ResponseHeader(name="x-frame-options", value="DENY"),
+    ResponseHeader(name="referrer-policy", value="no-referrer"),
+]
 
 
 def _cors(origins: tuple[str, ...]) -> CORSConfig:

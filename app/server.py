@@ -11,6 +11,7 @@ import uvicorn
 from app.http.front import Front
 from app.main import Running
 from app.settings import Settings
+from app.sockets import SocketProtocol
 
 #: Seconds open requests have to finish when the server stops.
 DRAIN = 5
@@ -67,7 +68,7 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
         port=settings.clawnet_port,
         loop="asyncio",
         lifespan="off",
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         ws_max_size=WS_MAX_SIZE,
         ws_max_queue=WS_MAX_QUEUE,
         ws_ping_interval=WS_PING_INTERVAL,

@@ -8,8 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,23 @@ async def check_invariants() -> None:
     assert liars == []
 
 
+@contextmanager
+def _restored(mask: int) -> Generator[None]:
+    try:
+        yield
+    finally:
+        os.umask(mask)
+
+
 @asynccontextmanager
 async def running_server(wanted: dict[str, str], token: str | None = None) -> AsyncGenerator[Api]:
     """A server in this process on a free port; `api.token` is the first administrator's, or the given one."""
     loaded = settings.load(wanted)
     listener = server.bind(loaded)
-    with listener:
+    # A server closes its whole process's files to others; the tests after this one start as open as they were.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    with listener, _restored(mask):
         async with running(loaded, lambda _: None, with_openclaw=False, stop_budget=5.0) as up:
             served = _Quiet(Front(), loaded)
             served.opens(up)

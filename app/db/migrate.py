@@ -53,16 +53,18 @@ async def run() -> int:
 
 
 async def _pending() -> set[str]:
-    return await anyio.to_thread.run_sync(_known) - await _applied()
+    return await anyio.to_thread.run_sync(known) - await applied()
 
 
-def _known() -> set[str]:
+def known() -> set[str]:
+    """Names of the migrations this version has."""
     # Read, not imported: Piccolo's modules take longer to load than a server that has nothing to do should.
     texts = (path.read_text() for path in FOLDER.glob("*.py"))
     return {found[1] for text in texts if (found := re.search(r"""^ID = ["'](.+)["']""", text, re.MULTILINE))}
 
 
-async def _applied() -> set[str]:
+async def applied() -> set[str]:
+    """Names of the migrations the database has seen."""
     with suppress(asyncpg.UndefinedTableError):
         rows = await DB.fetch("SELECT name FROM migration WHERE app_name = 'clawnet'")
         return {row["name"] for row in rows}

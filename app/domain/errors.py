@@ -9,6 +9,8 @@ ClawNetError
     BinaryMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
   SecretError            a stored secret could not be read
     UnsupportedCiphertext KeyUnavailable CiphertextTampered
+  BackupFailed           a backup could not be made or restored; nothing was changed
+    ArchiveDamaged WrongPassphrase
   SettingsError          a setting is missing or wrong; the server does not start
     KeyMismatch
 """
@@ -218,6 +220,18 @@ class KeyUnavailable(SecretError):
 
 class CiphertextTampered(SecretError):
     """The ciphertext was changed, or belongs to another place."""
+
+
+class BackupFailed(ClawNetError):
+    """A backup could not be made or restored, and nothing was changed."""
+
+
+class ArchiveDamaged(BackupFailed):
+    """The file is no archive, or it was changed or cut short."""
+
+
+class WrongPassphrase(BackupFailed):
+    """The archive was made with another passphrase."""
 
 
 class SettingsError(ClawNetError):

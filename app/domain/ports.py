@@ -6,6 +6,9 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+#: Where, among a socket's ASGI extensions, the server puts what ends the connection at once, unsent words and all.
+ABORT = "clawnet.abort"
+
 
 class Wake(Protocol):
     """The supervisor's bell: somebody wrote a wish for this bot."""

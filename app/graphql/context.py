@@ -66,6 +66,8 @@ class Context(BaseContext, kw_only=True):
     request_id: str = ""
     #: The caller's address; behind a trusted proxy, the one it names.
     address: str | None = None
+    #: Bytes of the request's body; 0 on a socket, whose frames are small.
+    body_size: int = 0
     is_socket: bool = False
     #: The socket, where it is one.
     peer: Peer | None = None
@@ -86,6 +88,11 @@ class Context(BaseContext, kw_only=True):
         if viewer is None:
             raise Unauthenticated("sign in first: send the header `Authorization: Bearer <token>`")
         return viewer
+
+    async def renewed(self) -> Viewer:
+        """Who asks, looked up again: after a wait, and before each mutation of a document, rights may be others."""
+        self.is_looked_up = False
+        return await self.signed_in()
 
     def loader(self, name: str, make: Callable[[], DataLoader[K, V]]) -> DataLoader[K, V]:
         """The loader of this name, made when it is first asked for."""

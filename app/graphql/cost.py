@@ -42,8 +42,13 @@ from app.graphql.types.page import DEFAULT_SIZE, MAX_SIZE
 MAX_COST = 5_000
 #: Where counting stops.
 CEILING = 1_000_000
-#: What a mutation costs, and what asking for the schema itself does: as long as it takes, which is fixed.
+#: What a mutation costs, and what asking for the schema itself does, with each of its lists.
 MUTATION, INTROSPECTION = 10, 50
+#: The schema's own lists, and what one inside another of its kind multiplies by.
+SCHEMA_LISTS = frozenset(
+    {"types", "fields", "inputFields", "args", "enumValues", "possibleTypes", "interfaces", "directives"}
+)
+NESTED = 10
 #: An object that is part of the one it stands in.
 FREE = "PageInfo"
 #: Digits of a number that are read: no page is that long.
@@ -159,12 +164,37 @@ class _Sum:
     def _field(self, item: FieldNode, type_: str) -> int:
         name = item.name.value
         if name.startswith("__"):
-            return 0 if name == "__typename" else INTROSPECTION
+            return 0 if name == "__typename" else self._introspection(item.selection_set, frozenset())
         weight = self._weights.get(type_, {}).get(name)
         if weight is None:
             return 1  # Validation has refused such a document.
         times = self._times(item, weight.multipliers) if weight.multipliers else 1
         return weight.itself + times * self.below(item.selection_set, weight.below)
+
+    def _introspection(self, selections: SelectionSetNode | None, around: frozenset[str]) -> int:
+        """Each list of the schema costs the same, and one inside another of its kind as many times as that is long."""
+        total = INTROSPECTION if not around else 0
+        for item in selections.selections if selections else ():
+            if isinstance(item, FragmentSpreadNode):
+                total += self._introspected(item.name.value, around)
+                continue
+            assert isinstance(item, FieldNode | InlineFragmentNode)
+            name = item.name.value if isinstance(item, FieldNode) else ""
+            inner = around | {name} if name in SCHEMA_LISTS else around | {"__schema"}
+            below = self._introspection(item.selection_set, inner)
+            if name in SCHEMA_LISTS:
+                below = (below + INTROSPECTION) * (NESTED if name in around else 1)
+            total = min(CEILING, total + below)
+        return min(CEILING, total)
+
+    def _introspected(self, name: str, around: frozenset[str]) -> int:
+        key = f"{name} in {sorted(around)}"
+        if key not in self._known:
+            self._known[key] = 0
+            fragment = self._fragments.get(name)
+            if fragment is not None:
+                self._known[key] = self._introspection(fragment.selection_set, around or frozenset({"__schema"}))
+        return self._known[key]
 
     def _fragment(self, name: str) -> int:
         if name not in self._known:

@@ -19,21 +19,28 @@ from graphql import (
     OperationType,
     SelectionSetNode,
     get_operation_ast,
+    validate,
 )
 from strawberry.extensions import SchemaExtension
+from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
+from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 from strawberry.types import ExecutionContext
 
 from app.domain.errors import RateLimited, Unavailable
 from app.graphql.context import Context
-from app.graphql.cost import CEILING, MAX_COST, Costs, charged
+from app.graphql.cost import CEILING, MAX_COST, MUTATION, Costs, charged
 from app.services import limits
 
 #: Most levels of fields, fields in all (fragments counted where they are spread), aliases, and root fields.
 MAX_DEPTH, MAX_FIELDS, MAX_ALIASES, MAX_ROOT_FIELDS = 10, 300, 15, 20
 #: Introspection nests deeper by nature; it is answered from memory.
 MAX_INTROSPECTION_DEPTH = 15
-#: What a document costs that cannot run.
-FAULTY = 1
+#: What a document costs that cannot run, and bytes that cost 1 more: they had to be read to find that out.
+FAULTY, BYTES_A_UNIT = 1, 500
+#: Units of size that a valid operation has for nothing.
+FREE_UNITS = 20
+#: Faults that are told of one document.
+MAX_FAULTS = 10
 
 TOO_COMPLEX: Final = {"code": "QUERY_TOO_COMPLEX"}
 
@@ -50,17 +57,26 @@ class Size:
 
 
 class QueryGuard(SchemaExtension):
-    """Refuses a document above the limits before it is validated or run."""
+    """Refuses a document above the limits before it is validated or run, and validates it."""
 
     def on_validate(self) -> Iterator[None]:
-        document = self.execution_context.graphql_document
+        running = self.execution_context
+        document = running.graphql_document
         try:
-            if document is not None:
+            if document is not None and running.pre_execution_errors is None:
                 check(document)
+                running.pre_execution_errors = _faults(running, document) or None
         except GraphQLError as error:
             # Raised out of a hook it would end a socket's operation without a word.
-            self.execution_context.pre_execution_errors = [error]
+            running.pre_execution_errors = [error]
+        running.validation_rules = ()  # That was all of it.
         yield
+
+
+def _faults(running: ExecutionContext, document: DocumentNode) -> list[GraphQLError]:
+    """What is wrong with a document. No names are suggested: looking for them takes a second where all are wrong."""
+    rules = (*running.validation_rules, MaybeNullValidationRule, OneOfInputValidationRule)
+    return validate(running.schema._schema, document, rules, max_errors=MAX_FAULTS, hide_suggestions=True)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def check(document: DocumentNode) -> None:
@@ -93,6 +109,21 @@ class _Price:
     mutations: int | None
     excess: str | None
 
+    @property
+    def query(self) -> int:
+        """What the allowance of queries pays: of a mutation, only what it answers with."""
+        return self.cost if self.mutations is None else max(0, self.cost - self.mutations * MUTATION)
+
+
+async def turn_away(running: ExecutionContext) -> GraphQLError | None:
+    """Why an operation is not even read: its caller has nothing left; None where something is."""
+    context: Context = running.context
+    try:
+        context.services.limits.turn_away(await payer(context))
+    except RateLimited as refusal:
+        return GraphQLError(refusal.message, original_error=refusal)
+    return None
+
 
 async def charge(running: ExecutionContext, costs: Costs, *, is_valid: bool) -> GraphQLError | None:
     """Charges an operation once, before it runs; a subscription's start pays for all that it will say.
@@ -102,7 +133,8 @@ async def charge(running: ExecutionContext, costs: Costs, *, is_valid: bool) -> 
     """
     context: Context = running.context
     book, who = context.services.limits, await payer(context)
-    price = _price(running, costs, book) if is_valid else _Price(FAULTY, None, None)
+    size = max(len(running.query or ""), context.body_size) // BYTES_A_UNIT
+    price = _price(running, costs, book, size) if is_valid else _Price(FAULTY + size, None, None)
     charged.set(price.cost)
     try:
         if price.excess is not None:
@@ -110,19 +142,19 @@ async def charge(running: ExecutionContext, costs: Costs, *, is_valid: bool) -> 
             return GraphQLError(price.excess, extensions=TOO_COMPLEX)
         if price.mutations is not None:
             book.charge_mutation(who, price.mutations)
-        else:
-            book.charge_query(who, price.cost)
+        if price.query:
+            book.charge_query(who, price.query)
     except RateLimited as refusal:
         return GraphQLError(refusal.message, original_error=refusal)
     return None
 
 
-def _price(running: ExecutionContext, costs: Costs, book: limits.Limits) -> _Price:
+def _price(running: ExecutionContext, costs: Costs, book: limits.Limits, size: int) -> _Price:
     document = running.graphql_document
     operation = get_operation_ast(document, running.operation_name) if document else None
     assert document is not None  # It is valid.
     assert operation is not None
-    cost = costs.of(document, operation, running.variables)
+    cost = costs.of(document, operation, running.variables) + max(0, size - FREE_UNITS)
     if operation.operation is not OperationType.MUTATION:
         return _Price(cost, None, _excess(cost, "units", MAX_COST, book.largest_query))
     count = _Measure(document).selection(operation.selection_set).roots

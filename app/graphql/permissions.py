@@ -12,7 +12,7 @@ from strawberry.extensions import FieldExtension
 from strawberry.schema_directive import Location
 from strawberry.types.field import StrawberryField
 
-from app.domain.errors import Denied, Forbidden, Refusal
+from app.domain.errors import CredentialsRefused, Denied, Forbidden, Refusal
 from app.domain.states import TokenScope
 from app.graphql import cost
 from app.graphql.context import Info
@@ -21,8 +21,6 @@ from app.graphql.types.error import UserError
 from app.services import audit
 
 _RULE = "clawnet.rule"
-#: Longest name of a type that the audit trail keeps.
-MAX_TYPE = 32
 
 
 class Rule(StrEnum):
@@ -53,7 +51,7 @@ class _Guard(FieldExtension):
 
     async def resolve_async(self, next_: Callable[..., Any], source: Any, info: Info, **kwargs: Any) -> Any:
         if self._rule is not Rule.PUBLIC:
-            viewer = await info.context.signed_in()
+            viewer = await (info.context.renewed() if "input" in kwargs else info.context.signed_in())
             if self._scope is not None and not viewer.may(self._scope):
                 refusal = Forbidden(f"this needs a token with the scope {self._scope}")
                 if "input" in kwargs:
@@ -85,7 +83,8 @@ class _Payloads(FieldExtension):
 
 async def _note_refusal(info: Info, given: Any, refusal: Refusal | Denied) -> None:
     """Refusals are told in a transaction of their own: what was refused was rolled back."""
-    if info.context.known is not None:
+    # A sign-in tells its own story, also of people nobody knows.
+    if info.context.known is not None and not isinstance(refusal, CredentialsRefused):
         field = refusal.field if isinstance(refusal, Refusal) else None
         await audit.note(info.field_name, _subject(given), refusal=refusal.code, field=field)
 
@@ -96,7 +95,7 @@ def _subject(given: Any) -> audit.Subject | None:
         value = getattr(given, field.name)
         if (field.name == "id" or field.name.endswith("_id")) and isinstance(value, str):
             parsed = node.parse(value)
-            return audit.Subject(*parsed) if parsed and len(parsed[0]) <= MAX_TYPE else None
+            return audit.Subject(*parsed) if parsed else None
     return None
 
 

@@ -40,10 +40,14 @@ INTERNAL = "Something went wrong on the server; the request id finds it in its l
 
 # graphql-core quotes the value it refuses, and an input can hold an API key.
 _QUOTED = re.compile(
-    r"(?:[,;.]? (?:found: |but encountered error )|, found (?:Block)?String |(?<!invalid value)(?<=value): ).*"
+    r"(?:[,;.]? (?:found: |but encountered error )|, found (?:Block)?String |(?<!invalid value)(?<=value): "
+    r"|(?<=represent a DateTime): ).*"
     r"|(?<=Value) '.*'(?= does not exist)",
     re.DOTALL | re.IGNORECASE,
 )
+
+#: Characters of a refusal that are looked through and handed on: the rest is the caller's own text again.
+MAX_MESSAGE = 1_000
 
 _NO_OPERATION = (CannotGetOperationTypeError, InvalidOperationTypeError, MissingQueryError)
 
@@ -69,7 +73,9 @@ class Schema(strawberry.Schema):
     async def _prepare_operation_async(
         self, context: ExecutionContext, extensions_runner: SchemaExtensionsRunner
     ) -> PreExecutionError | None:
-        # Every operation passes here, on whatever transport, when it is known whether it is valid and nothing ran yet.
+        # Every operation passes here, on whatever transport; an empty allowance pays for no parsing either.
+        if refused := await guard.turn_away(context):
+            return PreExecutionError(data=None, errors=[refused])
         try:
             fault = await super()._prepare_operation_async(context, extensions_runner)
         except _NO_OPERATION as error:
@@ -90,7 +96,7 @@ class Schema(strawberry.Schema):
                 log.error("resolver_failed", path=error.path, exc_info=error.original_error)
                 error.message = INTERNAL
             elif not isinstance(error.original_error, ClawNetError):
-                error.message = _QUOTED.sub("", error.message)
+                error.message = _QUOTED.sub("", error.message[:MAX_MESSAGE])
             error.extensions = {**(error.extensions or {}), "code": code, "requestId": request_id}
             if isinstance(refusal := _original(error), RateLimited):
                 _say_when(refusal, error, execution_context and execution_context.context)

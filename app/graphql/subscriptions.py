@@ -237,7 +237,7 @@ def _may_listen(viewer: Viewer, room: names.RoomName | None, owner: UUID | None)
             whose = owner if room.kind == "bot" else room.subject
             return (viewer.sees_all or whose == viewer.user_id) and viewer.may(TokenScope.FLEET_READ)
         case _:
-            return room.subject == viewer.user_id
+            return room.subject == viewer.user_id and viewer.may(TokenScope.SOCIAL_READ)
 
 
 async def _present(viewer: Viewer, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from app.db.engine import DB
-from app.domain.errors import Taken
+from app.domain.errors import Forbidden, Taken, Unauthenticated
 from app.domain.ids import new_id
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
@@ -80,7 +80,9 @@ async def first_administrator() -> str | None:
             return None
         user_id = await add_user("Administrator", UserRole.ADMIN)
         await audit.note("userCreate", audit.Subject("User", user_id), role=UserRole.ADMIN)
-        return await add_token(user_id, "first sign-in", frozenset(TokenScope))
+        token = await add_token(user_id, "first sign-in", frozenset(TokenScope))
+        await audit.note("accessTokenCreate", audit.Subject("User", user_id), name="first sign-in")
+        return token
 
 
 async def add_user(name: str, role: UserRole, email: str | None = None, password_hash: str | None = None) -> UUID:
@@ -159,6 +161,30 @@ async def touch(token_ids: list[str]) -> dict[str, dict[str, Any]]:
         token_ids, SESSION_LIFE, LONGEST_SESSION,
     )  # fmt: skip
     return {row["id"]: {"expires_at": row["expires_at"]} for row in rows}
+
+
+async def still(scope: TokenScope | None = None) -> None:
+    """Whoever acts may still do so: the last word of a transaction that gives rights away.
+
+    A document can wait for a minute between its first look at the token and this.
+
+    Raises:
+        Unauthenticated: The token does not count any more.
+        Forbidden: It may not do this any more.
+    """
+    key = audit.actor().token_id
+    if key is None:
+        return  # The server itself, or who sits at the machine.
+    row = await DB.fetch_one(
+        'SELECT t.scopes, u.role FROM access_token t JOIN app_user u ON u.id = t."user" WHERE t.id = $1 '
+        "AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) AND u.disabled_at IS NULL",
+        key,
+    )
+    if row is None:
+        raise Unauthenticated("your token does not count any more")
+    viewer = Viewer(UUID(int=0), key, UserRole(row["role"]), frozenset(TokenScope(one) for one in row["scopes"]))
+    if scope is not None and not viewer.may(scope):
+        raise Forbidden(f"your token may not {scope} any more")
 
 
 async def users(ids: list[UUID]) -> dict[UUID, User]:

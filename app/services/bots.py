@@ -13,10 +13,10 @@ from app.domain.errors import Conflict, Invalid, LimitReached, NotFound, Refusal
 from app.domain.events import BotEventKind
 from app.domain.ids import new_id
 from app.domain.ports import RefusedOverrides, Wake
-from app.domain.states import BotStatus, DesiredState, UserRole
+from app.domain.states import BotStatus, DesiredState, TokenScope, UserRole
 from app.domain.viewer import Viewer
 from app.pubsub.hub import Hub, HubClosed
-from app.services import audit, bot_settings, keys, models, roster, words
+from app.services import accounts, audit, bot_settings, keys, models, roster, words
 from app.services.bot_settings import Draft
 from app.services.recorder import Recorder
 from app.services.roster import Bot
@@ -122,6 +122,7 @@ class Bots:
                 await self._recorder.transferred(bot_id, bot["owner"], owner)
                 detail = {"from": str(bot["owner"]), "to": str(owner)}
                 await audit.note("botTransfer", audit.Subject("Bot", bot_id), **detail)
+                await accounts.still(TokenScope.ADMIN)
                 DB.after_commit(lambda: self._wake(bot_id))
         return await roster.require(viewer, bot_id)
 

@@ -102,6 +102,11 @@ class Limits:
         self.sockets_per_address = sockets_per_address
         self._clock = clock
 
+    def turn_away(self, who: str) -> None:
+        """Refuses who has nothing left, before anything is read. Raises `RateLimited`."""
+        if wait := self._query.wait(who, 1, self._clock()):
+            raise RateLimited(f"you have used up what you may ask in a minute; {_again(wait)}", wait)
+
     def charge_query(self, who: str, cost: int) -> None:
         """Takes the cost of a query or of a subscription's start. Raises `RateLimited`."""
         self._charge(self._query, who, cost, f"this costs {cost} of the {self._query.a_minute} you may use in a minute")

@@ -1,5 +1,6 @@
 """People: signing in and out, passwords, accounts, and what happens to them."""
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -8,12 +9,13 @@ from uuid import UUID
 import asyncpg
 
 from app.db.engine import DB
-from app.domain.errors import Conflict, CredentialsRefused, Invalid, NotFound, Refusal, Taken
+from app.domain.errors import Conflict, CredentialsRefused, Invalid, NotFound, RateLimited, Refusal, Taken
 from app.domain.ports import WakeRooms
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
 from app.services import accounts, audit, passwords, tokens, words
 from app.services.accounts import User
+from app.services.limits import Buckets
 from app.services.passwords import Passwords
 
 #: What a sign-in may do, by role; the role itself takes the rest away again.
@@ -24,6 +26,10 @@ SCOPES = {
 }
 #: The same words whatever was wrong: who has an account here is nobody's business.
 REFUSED = "the address or the password is wrong"
+
+
+class _Overtaken(CredentialsRefused):
+    """The password was changed, or the person shut out, between the look at it and the sign-in."""
 
 
 class SignInLimits(Protocol):
@@ -48,6 +54,8 @@ class People:
         self._wake = wake
         self._limits = limits
         self._passwords = Passwords()
+        #: Whose floods of sign-ins the audit trail has heard of in the last minute.
+        self._told = Buckets(1)
 
     async def sign_in(self, email: str, password: str) -> SignedIn:
         """Trades address and password for a token.
@@ -59,7 +67,7 @@ class People:
             RateLimited: Too many tries with this address, or from this one.
         """
         email = _sought(email)
-        self._limits.sign_in(email, audit.actor().address)
+        await self._count(email)
         row = await DB.fetch_one(
             "SELECT id, role, password_hash, disabled_at FROM app_user WHERE lower(email) = lower($1)", email
         )
@@ -70,7 +78,24 @@ class People:
             await audit.note("signIn", subject, refusal=CredentialsRefused.code, email=_masked(email))
             raise CredentialsRefused(REFUSED)
         fresh = await self._passwords.derive(password) if passwords.is_outdated(kept) else None
-        return await self._begin_session(row["id"], kept, fresh)
+        try:
+            return await self._begin_session(row["id"], kept, fresh)
+        except _Overtaken:
+            subject = audit.Subject("User", row["id"])
+            await audit.note("signIn", subject, refusal=CredentialsRefused.code, email=_masked(email))
+            raise
+
+    async def _count(self, email: str) -> None:
+        """Lets the try through, or tells the audit trail once a minute that it did not."""
+        try:
+            self._limits.sign_in(email, audit.actor().address)
+        except RateLimited as refusal:
+            about = email.lower()
+            now = time.monotonic()
+            if not self._told.wait(about, 1, now):
+                self._told.take(about, 1, now)
+                await audit.note("signIn", refusal=refusal.code, email=_masked(email))
+            raise
 
     async def _begin_session(self, user_id: UUID, kept: str, fresh: str | None) -> SignedIn:
         async with DB.transaction():
@@ -81,7 +106,7 @@ class People:
                 user_id, kept, fresh,
             )  # fmt: skip
             if row is None:
-                raise CredentialsRefused(REFUSED)
+                raise _Overtaken(REFUSED)
             scopes = SCOPES[UserRole(row["role"])]
             text = await accounts.add_token(user_id, "sign-in", scopes, accounts.SESSION_LIFE, TokenKind.SESSION)
             viewer = await accounts.viewer_of(text)
@@ -108,6 +133,8 @@ class People:
         if row["password_hash"] is None:
             raise Conflict("no password is set; an administrator sets the first one with userUpdate", "currentPassword")
         if not await self._passwords.fits(current, row["password_hash"]):
+            subject = audit.Subject("User", viewer.user_id)
+            await audit.note("passwordChange", subject, refusal=CredentialsRefused.code, field=["currentPassword"])
             raise CredentialsRefused("the current password is wrong", "currentPassword")
         fresh = await self._passwords.derive(passwords.checked(new, "newPassword", *_known(row["email"], row["name"])))
         async with DB.transaction():
@@ -128,6 +155,7 @@ class People:
         async with DB.transaction():
             user_id = await accounts.add_user(name, role, email, hash_)
             await audit.note("userCreate", audit.Subject("User", user_id), role=role)
+            await accounts.still(TokenScope.ADMIN)
         return user_id
 
     async def update(self, user_id: UUID, changes: dict[str, Any]) -> User:
@@ -143,15 +171,19 @@ class People:
         if not columns:
             return found[user_id]
         async with DB.transaction():
+            await accounts.still(TokenScope.ADMIN)
             await _keep_an_administrator(user_id, columns)
             await self._write(user_id, columns)
             shown = {"role": columns.get("role"), "disabled": changes.get("disabled")}
             shown = {name: value for name, value in shown.items() if value is not None}
             await audit.note("userUpdate", audit.Subject("User", user_id), changed=sorted(changes), **shown)
-            if "password_hash" in columns or columns.get("disabled_at"):
+            if columns.get("disabled_at"):
+                await tokens.end_all(self._wake, user_id)
+            elif "password_hash" in columns:
                 await tokens.end_sessions(self._wake, user_id, but=audit.actor().token_id)
             elif columns.keys() & {"role", "disabled_at"}:
                 await tokens.tell(self._wake, user_id)
+            await _still_administrates(user_id)
         return (await accounts.users([user_id]))[user_id]
 
     async def _columns(self, user: User, changes: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +216,12 @@ class People:
         return await self._passwords.derive(passwords.checked(password, "password", *_known(email, name)))
 
 
+async def _still_administrates(user_id: UUID) -> None:
+    """Whoever changed the account may still do so; who has just changed his own was asked before."""
+    if audit.actor().user_id != user_id:
+        await accounts.still(TokenScope.ADMIN)
+
+
 async def _keep_an_administrator(user_id: UUID, columns: dict[str, Any]) -> None:
     """Refuses what would leave the installation without an administrator, however many change at once."""
     is_demoted = columns.get("role", UserRole.ADMIN.value) != UserRole.ADMIN.value
@@ -201,8 +239,10 @@ def checked_email(text: str) -> str:
     """An address as it is kept. Whether mail arrives there is not asked: none is sent."""
     text = words.line(text, "email", accounts.MAX_EMAIL)
     local, at, domain = text.rpartition("@")
-    if not at or not local or not domain or any(character.isspace() for character in text):
-        raise Invalid("email must read like `name@example.com`", "email")
+    is_plain = text.isascii() and not any(character.isspace() for character in text)
+    if not at or not local or not domain or not is_plain:
+        # Letters beyond ASCII have capitals that the database and we might fold differently.
+        raise Invalid("email must read like `name@example.com`, in ASCII (a domain in its `xn--` form)", "email")
     return text
 
 
@@ -210,7 +250,7 @@ def _sought(email: str) -> str:
     """What an address is looked up by; texts that no address can be find nobody."""
     text = email.strip()
     try:
-        return words.line(text, "email", accounts.MAX_EMAIL)
+        return checked_email(text)
     except Refusal:
         return ""
 

@@ -27,6 +27,8 @@ log = structlog.get_logger()
 ROOM = "auth"
 #: Tokens that work at the same time, of one person.
 MAX_TOKENS = 100
+#: Longest time a token with an end may work.
+LONGEST = timedelta(days=36_525)
 #: Longest name of a token.
 MAX_NAME = 100
 #: How long a token that has ended is still known, and seconds between two rounds of forgetting.
@@ -121,6 +123,8 @@ async def create(
             raise Invalid(f"your token may not {scope} itself, so it cannot give it to another one", "scopes")
     if life is not None and life <= timedelta(0):
         raise Invalid("expiresAt has passed already", "expiresAt")
+    if life is not None and life > LONGEST:
+        raise Invalid("expiresAt is more than a hundred years away; null stands for no end", "expiresAt")
     async with DB.transaction():
         await DB.fetch("SELECT id FROM app_user WHERE id = $1 FOR NO KEY UPDATE", viewer.user_id)
         await _refuse_more(viewer.user_id)
@@ -132,6 +136,8 @@ async def create(
             "accessTokenCreate", audit.Subject("AccessToken", made.id),
             name=name, scopes=made.scopes, expiresAt=made.expires_at,
         )  # fmt: skip
+        for scope in made.scopes:
+            await accounts.still(scope)
     return made, text
 
 
@@ -175,6 +181,12 @@ async def end_sessions(wake: WakeRooms, user_id: UUID, but: str | None = None) -
         f"AND {WORKS}",
         user_id, but,
     )  # fmt: skip
+    await tell(wake, user_id)
+
+
+async def end_all(wake: WakeRooms, user_id: UUID) -> None:
+    """Ends everything a person could come in with, inside the caller's transaction."""
+    await DB.fetch(f'UPDATE access_token SET revoked_at = now() WHERE "user" = $1 AND {WORKS}', user_id)
     await tell(wake, user_id)
 
 

@@ -68,6 +68,8 @@ class Runner:
         self._is_first = True
         self._active_since: float | None = None
         self._retry_at: float | None = None
+        #: It was said that another server has the bot by now.
+        self._is_fenced = False
 
     def ring(self) -> None:
         """Somebody wrote a wish, or something happened to the process."""
@@ -111,7 +113,9 @@ class Runner:
         except LostRace:
             return 0.0
         except LeaseLost as error:
-            log.warning("runner_fenced", error=str(error))
+            if not self._is_fenced:
+                log.warning("runner_fenced", error=str(error))
+            self._is_fenced = True
             self._tools.doubt()
             return 1.0
         except ClawNetError as error:

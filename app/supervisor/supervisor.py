@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import anyio
 import anyio.abc
@@ -288,15 +288,25 @@ def _folder_id(path: Path) -> UUID:
     """Which folder of bots this is, whatever the machine is called; made when it is missing."""
     found = _read_folder_id(path)
     if found is None:
-        found = uuid4()
-        path.write_text(f"{found}\n")
+        path.write_text(f"{uuid4()}\n")
+        found = _read_folder_id(path)
+    assert found is not None  # It was just written.
     return found
 
 
 def _read_folder_id(path: Path) -> UUID | None:
+    """What the file says, at its place on its machine: a copy of the folder is another folder."""
     with suppress(FileNotFoundError, ValueError):
-        return UUID(path.read_text().strip())
+        said, place = UUID(path.read_text().strip()), path.stat().st_ino
+        return uuid5(said, f"{place} {_machine()}")
     return None
+
+
+def _machine() -> str:
+    """What tells machines apart also when their names do not; nothing where there is no such thing."""
+    with suppress(OSError):
+        return Path("/etc/machine-id").read_text().strip()
+    return ""
 
 
 def _empty_trash(base: Path) -> None:

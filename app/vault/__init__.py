@@ -536,6 +536,17 @@ def key_file(path: Path) -> str:
         raise SettingsError(f"the key file {path} cannot be used: {error.strerror}") from error
 
 
+def write_key_file(path: Path, key: str) -> None:
+    """Keeps a key in a new file (mode 0600). Raises OSError, also where the path is taken."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, 0o600)
+        file.write(key + "\n")
+        file.flush()
+        os.fsync(fd)
+    _sync_folder(path.parent)
+
+
 def _make_key_file(path: Path) -> None:
     """Writes a whole key beside `path` and then links it there, so nobody ever reads half a key or loses one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -100,9 +100,29 @@ async def test_a_token_for_a_program_is_made_and_works(database: dict[str, Any],
         create = ("tokens", "create", "mia@example.com", "--name", "x", "--scope")
         assert "there is no scope 'fly'" in await clawnet(*create, "fly", status=1)
         assert "not for a member" in await clawnet(*create, "admin", status=1)
-        assert "passed already" in await clawnet(*create, "fleet_read", "--days", "0", status=1)
+        for days in ("0", "-1", "36501", "99999999999", "x"):
+            assert "from 1 to 36500" in await clawnet(*create, "fleet_read", "--days", days, status=2), days
         assert "nobody 'eve@example.com'" in await clawnet("users", "disable", "eve@example.com", status=1)
-        assert "there is no token 'x'" in await clawnet("tokens", "revoke", "x", status=1)
+        assert "no id of a token" in await clawnet("tokens", "revoke", "x", status=1)
+        assert "nobody has such an address" in await clawnet("users", "disable", "\udcff", status=1)
+        # The secret at hand is what people paste; what was wrong with it is said without it.
+        unknown = "Bearer " + (program.token or "").replace("cn_p_", "cn_p_a", 1)
+        assert program.token is not None
+        assert program.token[17:] not in await clawnet("tokens", "revoke", unknown, status=1)
+
+
+async def test_without_a_terminal_or_a_line_of_input_no_password_is_made_up(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wanted = environ(tmp_path, database, None)
+    command = f"{sys.executable} -m app users add leo@example.com <&-"
+    environment = {"PATH": os.environ["PATH"], **wanted}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["sh", "-c", command], cwd=REPO, env=environment, capture_output=True, text=True)
+
+    done = await anyio.to_thread.run_sync(run)
+    assert (done.returncode, "a password is needed" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
 async def test_accounts_can_be_made_before_the_first_start(database: dict[str, Any], tmp_path: Path) -> None:

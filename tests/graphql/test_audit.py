@@ -46,7 +46,8 @@ async def test_what_people_do_with_accounts_can_be_read_again(database: dict[str
         await api.run(UPDATE, input={"userId": made["id"], "role": "OBSERVER", "disabled": True})
         told = [e for e in await entries(api) if e["action"] != "modelProviderSave"]
         assert [(e["action"], e["actor"] and e["actor"]["name"], e["refusal"]) for e in told] == [
-            ("userCreate", None, None),  # the server made the first administrator
+            ("userCreate", None, None),  # the server made the first administrator, with a token
+            ("accessTokenCreate", None, None),
             ("userCreate", "Administrator", None),
             ("signIn", "Mia", None),
             ("accessTokenCreate", "Mia", None),
@@ -55,12 +56,12 @@ async def test_what_people_do_with_accounts_can_be_read_again(database: dict[str
             ("userUpdate", "Administrator", None),
         ]
         assert told[0]["address"] is None
-        assert {e["address"] for e in told[1:]} == {"127.0.0.1"}
-        assert told[1]["subject"] == {"id": made["id"], "__typename": "User"}
+        assert {e["address"] for e in told[2:]} == {"127.0.0.1"}
+        assert told[2]["subject"] == {"id": made["id"], "__typename": "User"}
         assert told[-1]["detail"] == {"changed": ["disabled", "role"], "role": "OBSERVER", "disabled": True}
         # The token is gone; which one it was can still be told.
-        assert told[4]["subject"] is None
-        assert told[4]["subjectId"] == token["accessToken"]["id"]
+        assert told[5]["subject"] is None
+        assert told[5]["subjectId"] == token["accessToken"]["id"]
         everything = json.dumps(await DB.fetch("SELECT * FROM audit_entry"), default=str)
         for secret in (PASSWORD, CANARY, token["secret"], mia.token, api.token):
             assert secret not in everything

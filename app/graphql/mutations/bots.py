@@ -72,6 +72,7 @@ class BotMutations:
         generation = await service.stop(viewer, bot_id, input.grace_seconds)
         if input.wait:
             await service.settled(viewer, bot_id, bots.has_stopped(generation))
+            viewer = await info.context.renewed()
         return payloads.BotStopPayload(bot=Bot.from_row(await roster.require(viewer, bot_id), viewer))
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Ends the process and starts it again.")
@@ -167,6 +168,7 @@ async def _started(context: Context, bot_id: UUID, generation: int, wait: bool) 
     service, viewer = context.services.bots, context.caller
     if wait:
         await service.settled(viewer, bot_id, bots.has_started(generation))
+        viewer = await context.renewed()
     bot = await roster.require(viewer, bot_id)
     has_failed = wait and bot.seen_generation >= generation and bot.status in (BotStatus.ERROR, BotStatus.BACKOFF)
     errors: list[Refusal] = [GatewayFailed(bot.error or "the process failed", "botId")] if has_failed else []

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 import anyio
+import anyio.abc
 import structlog
 
 from app.domain.errors import ClawNetError, RateLimited
@@ -59,6 +60,10 @@ class Connections:
         self._per_user = per_user
         self._seats: dict[Peer, _Seat] = {}
         self._of_user: dict[UUID, set[Peer]] = {}
+        #: People whose rights changed, and the bell that says so.
+        self._changed: set[UUID] = set()
+        self._news = anyio.Event()
+        self._tasks: anyio.abc.TaskGroup | None = None
 
     def admit(self, peer: Peer, viewer: Viewer) -> None:
         """Lets a socket in. Raises `RateLimited` where its person has as many open as are allowed."""
@@ -83,7 +88,9 @@ class Connections:
     async def watch(self) -> None:
         """Closes what must be closed. Runs until cancelled, or until the hub is."""
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             tasks.start_soon(self._look)
+            tasks.start_soon(self._settle)
             while not self._hub.is_closed:
                 try:
                     await self._listen()
@@ -100,10 +107,31 @@ class Connections:
         async with aclosing(rooms.follow(self._hub, [tokens.ROOM], None)) as items:
             async for item in items:
                 if isinstance(item, rooms.Said):
-                    await anyio.sleep(FAREWELL)
-                    await self._check(self._seats_of(UUID(item.event.payload["userId"])))
+                    self._changed.add(UUID(item.event.payload["userId"]))
                 else:
-                    await self._check(list(self._seats.values()))
+                    self._changed.update(self._of_user)
+                self._news.set()
+
+    async def _settle(self) -> None:
+        """Looks at everybody whose rights changed, all at once: one person's many changes hold up nobody else's."""
+        while True:
+            await self._news.wait()
+            await anyio.sleep(FAREWELL)
+            self._news = anyio.Event()
+            changed, self._changed = self._changed, set[UUID]()
+            try:
+                await self._check([seat for user_id in changed for seat in self._seats_of(user_id)])
+            except ClawNetError as error:
+                log.warning("rights_not_looked_at", error=str(error))
+                await self._again(changed)
+            except Exception:
+                log.exception("rights_not_looked_at")
+                await self._again(changed)
+
+    async def _again(self, changed: set[UUID]) -> None:
+        self._changed |= changed
+        self._news.set()
+        await anyio.sleep(PAUSE)
 
     def _seats_of(self, user_id: UUID) -> list[_Seat]:
         return [self._seats[peer] for peer in self._of_user.get(user_id, ())]
@@ -128,7 +156,7 @@ class Connections:
         ended = [seat for seat in self._seats.values() if seat.expires_at is not None and seat.expires_at <= now]
         fixed = [seat for seat in ended if seat.viewer.kind is not TokenKind.SESSION]
         for seat in fixed:
-            await self._shut(seat, COME_AGAIN, "the token has expired")
+            self._shut(seat, COME_AGAIN, "the token has expired")
         # A sign-in may have been used elsewhere meanwhile, which makes it last longer.
         await self._check([seat for seat in ended if seat.viewer.kind is TokenKind.SESSION])
 
@@ -145,20 +173,24 @@ class Connections:
             for seat in some:
                 standing = now.get(seat.viewer.token_id)
                 if standing is None or standing.is_revoked:
-                    await self._shut(seat, SHUT_OUT, "the token does not count any more")
+                    self._shut(seat, SHUT_OUT, "the token does not count any more")
                 elif standing.is_expired:
-                    await self._shut(seat, COME_AGAIN, "the token has expired")
+                    self._shut(seat, COME_AGAIN, "the token has expired")
                 elif standing.role is not seat.viewer.role or standing.scopes != seat.viewer.scopes:
-                    await self._shut(seat, COME_AGAIN, "your rights have changed; connect again")
+                    self._shut(seat, COME_AGAIN, "your rights have changed; connect again")
                 else:
                     seat.expires_at = standing.expires_at
 
-    async def _shut(self, seat: _Seat, code: int, reason: str) -> None:
+    def _shut(self, seat: _Seat, code: int, reason: str) -> None:
+        """Closes a socket in a task of its own: one that reads nothing any more must not keep the others open."""
         self.release(seat.peer)
+        assert self._tasks is not None  # Whoever calls this was started by `watch`.
+        self._tasks.start_soon(self._close, seat.peer, code, reason)
+
+    async def _close(self, peer: Peer, code: int, reason: str) -> None:
         try:
-            await seat.peer.shut(code, reason)
+            await peer.shut(code, reason)
         except Exception:
-            # One socket that breaks while it is closed must not keep the others open.
             log.exception("socket_not_closed")
 
 

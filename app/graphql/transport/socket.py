@@ -6,14 +6,18 @@ A message that breaks the protocol closes the socket with 4400; a document that 
 from collections.abc import Mapping
 from typing import Any, cast
 
+import anyio
 from graphql import GraphQLError
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
 
 from app.domain.errors import RateLimited, Unavailable
+from app.domain.ports import ABORT
 from app.graphql.context import Context
 
 #: Close code for "try again later".
 TRY_AGAIN = 1013
+#: Seconds a client has to take the last frame of a socket that is closed from outside.
+LAST_WORDS = 1.0
 
 
 class Socket(BaseGraphQLTransportWSHandler[Context, None]):
@@ -41,7 +45,17 @@ class Socket(BaseGraphQLTransportWSHandler[Context, None]):
         self.connection_acknowledged = False
         for operation_id in list(self.operations):
             await self.cleanup_operation(operation_id)
-        await self.websocket.close(code, reason)
+        with anyio.move_on_after(LAST_WORDS) as patience:
+            await self.websocket.close(code, reason)
+        if patience.cancelled_caught:
+            # The client reads nothing, so it will not read this either.
+            self._abort()
+
+    def _abort(self) -> None:
+        websocket: Any = self.websocket
+        extensions = cast("dict[str, Any]", websocket.ws.scope.get("extensions") or {})
+        if ABORT in extensions:
+            extensions[ABORT]()
 
     async def shutdown(self) -> None:
         self.context.services.connections.release(self)

@@ -8,6 +8,9 @@ from strawberry.relay.utils import from_base64, to_base64
 
 from app.domain.errors import NotFound
 
+#: What a type of ours is called.
+_TYPE = re.compile(r"[A-Z][A-Za-z]{0,31}", re.ASCII)
+
 
 @strawberry.interface(description="An object with an identity that can be fetched again through `node`.")
 class Node:
@@ -24,6 +27,8 @@ def parse(text: str) -> tuple[str, UUID] | None:
         name, key = from_base64(text)
         parsed = name, UUID(key)
     except ValueError:
+        return None
+    if not _TYPE.fullmatch(name):
         return None
     # One object has one identity: base64 and UUIDs can be written in many ways.
     return parsed if global_id(*parsed) == text else None
