@@ -17,6 +17,11 @@ from app.db.engine import DB
 Connect = dict[str, Any]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real OpenClaw takes longest, so it begins first, beside everything else."""
+    items.sort(key=lambda item: item.get_closest_marker("openclaw") is None)
+
+
 @asynccontextmanager
 async def administrator(postgres: Connect) -> AsyncGenerator[Any, None]:
     connection = await asyncpg.connect(**{**postgres, "database": "postgres"})

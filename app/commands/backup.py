@@ -149,7 +149,7 @@ async def _backup(
             raise BackupFailed("the database holds no installation of ClawNet yet: there is nothing to back up")
         key = await main.encryption_key(wanted, _say)
         # A key that opens nothing would be found out on the day it is needed.
-        await keys.open_vault(key)
+        await keys.check(key)
         with _draft(path, may_replace=arguments.force) as (file, keep):
             writer = await anyio.to_thread.run_sync(Writer, file, passphrase)
             manifest = await backups.make(writer, await backups.server(config), key, _say)

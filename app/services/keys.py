@@ -67,7 +67,8 @@ SEALED = (
 )
 
 _RING = "SELECT key_id, state, kek_id, nonce, wrapped FROM keyring ORDER BY key_id"
-_INSTALLATION = "SELECT id, salt, kdf, fingerprint_kek_id, fingerprint_nonce, fingerprint_wrapped FROM installation"
+# Every column there is: a backup is also made of a database that an older version left, which has fewer.
+_INSTALLATION = "SELECT * FROM installation"
 
 
 async def open_vault(key: str) -> Vault:
@@ -81,17 +82,27 @@ async def open_vault(key: str) -> Vault:
     return opened
 
 
+async def check(key: str) -> None:
+    """Raises `KeyMismatch` where the key does not open this database's keyring. Changes nothing."""
+    found = await installation()
+    if found is not None:
+        await anyio.to_thread.run_sync(vault.open_keyring, vault.master_key(key), found, await ring())
+
+
 async def are_made() -> bool:
-    """This database has a keyring, so there is a master key somewhere that fits it."""
-    return await installation() is not None
+    """This database has a keyring, so there is a master key somewhere that fits it.
+
+    Asked of older databases too, which know less of an installation than `installation` reads.
+    """
+    return await DB.fetch_one("SELECT id FROM installation") is not None
 
 
 async def installation() -> Installation | None:
     row = await DB.fetch_one(_INSTALLATION)
     if row is None:
         return None
-    wrapped = [row[f"fingerprint_{part}"] for part in ("kek_id", "nonce", "wrapped")]
-    fingerprint = WrappedFingerprintKey(*map(bytes, wrapped)) if all(wrapped) else None
+    wrapped: list[bytes | None] = [row.get(f"fingerprint_{part}") for part in ("kek_id", "nonce", "wrapped")]
+    fingerprint = WrappedFingerprintKey(*(bytes(part or b"") for part in wrapped)) if all(wrapped) else None
     return Installation(row["id"], bytes(row["salt"]), row["kdf"], fingerprint)
 
 

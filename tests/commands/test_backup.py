@@ -306,6 +306,16 @@ async def test_nothing_is_restored_while_a_server_or_its_bots_live(folder: Path,
     await ran(wanted, "restore", "--replace", str(archive), passphrase=folder / "passphrase")
 
 
+async def make_keyring(key: str) -> None:
+    """As the first version did, which knew no fingerprints."""
+    made, first = vault.new_keyring(vault.master_key(key))
+    await DB.fetch("INSERT INTO installation (id, salt, kdf) VALUES ($1, $2, $3)", made.id, made.salt, made.kdf)
+    await DB.fetch(
+        "INSERT INTO keyring (key_id, state, kek_id, nonce, wrapped) VALUES ($1, $2, $3, $4, $5)",
+        first.key_id, first.state, first.kek_id, first.nonce, first.wrapped,
+    )  # fmt: skip
+
+
 async def test_an_archive_of_an_older_version_is_brought_up_to_date(folder: Path) -> None:
     home, archive, new = place(folder, "home"), folder / "archive", place(folder, "new")
     async with embedded.server(home / "data") as config:
@@ -313,7 +323,7 @@ async def test_an_archive_of_an_older_version_is_brought_up_to_date(folder: Path
         try:
             for _ in range(OLDEST):
                 await migrate._apply_next()
-            await keys.open_vault(vault.key_file(home / "data" / "encryption.key"))
+            await make_keyring(vault.key_file(home / "data" / "encryption.key"))
             await DB.fetch("INSERT INTO app_user (id, name, role) VALUES (gen_random_uuid(), 'Ada', 'ADMIN')")
             await DB.fetch("INSERT INTO room (name, epoch) VALUES ('feed:global', 2147483647), ('fleet:all', 0)")
         finally:

@@ -11,8 +11,9 @@ from tests.graphql.test_people import SIGN_IN, UPDATE, account
 
 #: Tries in all, in random order. The figure is the issue's.
 TRIES = 500
-#: Seconds that the medians may differ by: far above the noise of many tries, a fraction of the hash they all wait for.
-TOLERANCE = 0.005
+#: Part of a median that the others may differ by: above the noise of many tries on a busy machine, and far below the
+#: hash that all of them wait for, which is nearly all of it.
+TOLERANCE = 0.1
 
 
 async def test_known_unknown_and_disabled_people_wait_as_long(database: dict[str, Any], tmp_path: Path) -> None:
@@ -30,4 +31,4 @@ async def test_known_unknown_and_disabled_people_wait_as_long(database: dict[str
             took[who].append(perf_counter() - begun)
             assert code(answer) == "CREDENTIALS_REFUSED"
         medians = {who: statistics.median(times) for who, times in took.items()}
-        assert max(medians.values()) - min(medians.values()) < TOLERANCE, medians
+        assert max(medians.values()) < min(medians.values()) * (1 + TOLERANCE), medians
