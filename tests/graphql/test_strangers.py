@@ -47,7 +47,8 @@ async def _token(mia: Caller) -> str:
 
 
 async def _entry(mia: Caller) -> str:
-    (row,) = await DB.fetch("SELECT id::text FROM audit_entry WHERE action = 'accessTokenCreate'")
+    rows = await DB.fetch("SELECT id::text FROM audit_entry WHERE action = 'accessTokenCreate' ORDER BY id")
+    row = rows[-1]
     return global_id("AuditEntry", row["id"])
 
 
