@@ -125,6 +125,10 @@ class ChannelRules(Protocol):
         """What a channel lacks to be opened, by the names of its secrets: as `refused` says it."""
         ...
 
+    def led_elsewhere(self, old: Mapping[str, Any], new: Mapping[str, Any], secrets: Iterable[str]) -> str | None:
+        """The setting by which a change sends one of these secrets, by name, to another place; None where none does."""
+        ...
+
     def account_refused(self, provider: ChannelProvider, account_id: str) -> str | None:
         """Why the provider cannot have an account of this name; None where it can."""
         ...

@@ -29,6 +29,9 @@ class InstalledRules:
         found = providers.missing(self._known(provider), settings, dict.fromkeys(credentials))
         return [(list(path), why) for path, why in found]
 
+    def led_elsewhere(self, old: Mapping[str, Any], new: Mapping[str, Any], secrets: Iterable[str]) -> str | None:
+        return providers.led_elsewhere(old, new, secrets)
+
     def account_refused(self, provider: ChannelProvider, account_id: str) -> str | None:
         return channels.account_refused(self._known(provider), account_id)
 

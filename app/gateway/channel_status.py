@@ -9,6 +9,8 @@ from app.domain.states import ChannelStatus
 
 #: Longest reason of the gateway's that is looked at, and that is passed on, in characters.
 MAX_LOOK, MAX_REASON = 2000, 300
+#: Characters of it that secrets are taken out of: more than the longest secret in all its length, so that none is cut.
+MAX_RAW = 40_000
 
 #: What stands in OpenClaw's reasons, and what it means for people. The first that fits is taken.
 _MEANINGS = (
@@ -43,7 +45,7 @@ class Seen:
     """What was found out about one account."""
 
     status: ChannelStatus
-    #: Why the status is ERROR, in words for people; `raw` is what the gateway said, with short secrets still in it.
+    #: Why the status is ERROR, in words for people; `raw` is what the gateway said, with every secret still in it.
     error: str | None = None
     raw: str | None = field(default=None, repr=False)
     connected_at: datetime | None = None
@@ -66,8 +68,8 @@ def read(answer: dict[str, Any], provider: str, account_id: str, *, is_settled: 
     if account.get("enabled") is False or account.get("stateReason") == "disabled":
         return Seen(ChannelStatus.DISCONNECTED)
     raw = account.get("lastError")
-    reason = raw[:MAX_LOOK].strip() if isinstance(raw, str) else ""
-    if _SUPPRESSED[0].search(reason) and account.get("running") is not True:
+    reason = raw[:MAX_RAW].strip() if isinstance(raw, str) else ""
+    if _SUPPRESSED[0].search(reason[:MAX_LOOK]) and account.get("running") is not True:
         return Seen(ChannelStatus.ERROR, _SUPPRESSED[1], is_suppressed=True)
     if account.get("lifecycle") == "blocked":
         return _failed(reason or "the channel is blocked")
@@ -108,16 +110,20 @@ def _connected(account: dict[str, Any]) -> Seen:
 
 
 def _failed(reason: str) -> Seen:
-    meaning = next((words for pattern, words in _MEANINGS if pattern.search(reason)), "the channel failed")
-    line = "".join(filter(str.isprintable, " ".join(reason[:MAX_LOOK].split())))
-    return Seen(ChannelStatus.ERROR, meaning, _SECRET.sub("***", line))
+    said = reason[:MAX_LOOK]
+    meaning = next((words for pattern, words in _MEANINGS if pattern.search(said)), "the channel failed")
+    return Seen(ChannelStatus.ERROR, meaning, reason[:MAX_RAW])
 
 
 def sentence(seen: Seen, raw: str | None) -> str | None:
-    """Why, for people: our words, then the gateway's. `raw` is `seen.raw` with the bot's secrets taken out."""
-    if seen.error is None or not raw:
+    """Why, for people: our words, then the gateway's. `raw` is `seen.raw` with the bot's secrets taken out.
+
+    Known secrets are found in what the gateway said word for word, so that comes first and the rest here.
+    """
+    line = "".join(filter(str.isprintable, " ".join((raw or "")[:MAX_LOOK].split())))
+    if seen.error is None or not line:
         return seen.error
-    return f"{seen.error} ({raw[:MAX_REASON]})"
+    return f"{seen.error} ({_SECRET.sub('***', line)[:MAX_REASON]})"
 
 
 def _when(value: object) -> datetime | None:

@@ -89,7 +89,7 @@ class Checker:
 def _sentence(issues: Sequence[tuple[str, str]], config: dict[str, Any]) -> str:
     """Nothing for an accepted configuration. OpenClaw quotes refused values, so secrets are taken out."""
     reasons = [
-        configs.hide(f"{path}: {message}" if path else message, config)[:REASON_LENGTH]
+        " ".join(configs.hide(f"{path}: {message}" if path else message, config).split())[:REASON_LENGTH]
         for path, message in issues[:REASONS]
     ]
     more = f" (and {len(issues) - REASONS} more)" if len(issues) > REASONS else ""
@@ -136,7 +136,7 @@ def _issues(output: str) -> list[tuple[str, str]]:
     if verdict is not False or not isinstance(found, list):
         raise Unchecked("the installed OpenClaw cannot check a configuration")
     issues = [cast("dict[str, Any]", each) for each in cast("list[Any]", found) if isinstance(each, dict)]
-    pairs = [(str(each.get("path") or ""), " ".join(str(each.get("message") or "refused").split())) for each in issues]
+    pairs = [(str(each.get("path") or ""), str(each.get("message") or "refused")) for each in issues]
     return pairs or [("", "refused, and no reason was given")]
 
 

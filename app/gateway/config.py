@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from app.domain.errors import ConfigInvalid
 from app.gateway.overrides import is_secret, merge, refused_overrides
@@ -23,6 +24,7 @@ __all__ = [
     "ModelProvider",
     "digest",
     "hide",
+    "is_as_written",
     "redact",
     "refused_overrides",
     "render",
@@ -34,6 +36,8 @@ __all__ = [
 
 #: What a model is said to hold when nobody said it: tokens in all, and tokens of one answer.
 CONTEXT_WINDOW, MAX_TOKENS = 128_000, 8_192
+#: The file in a home that a gateway reads.
+IN_USE = "config.json5"
 #: Shorter secrets are hidden where they stand only: "a" would be found everywhere.
 HIDDEN_ANYWHERE = 4
 
@@ -51,6 +55,7 @@ _MODEL_KEYS = frozenset(
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 #: What OpenClaw replaces from its environment; a `$` before it makes it plain text (both versions).
 _VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}", re.ASCII)
+_ESCAPED = re.compile(r"\$(?=\$\{[A-Z_][A-Z0-9_]*\})", re.ASCII)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -234,8 +239,8 @@ def redact(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def secrets_in(config: Mapping[str, Any]) -> set[str]:
-    """Every secret text of the configuration, for whoever must keep it out of a log or a message."""
-    return set(_secrets(config, inside=False))
+    """Every secret text of the configuration in each of its spellings: who keeps them out of a message needs all."""
+    return {spelling for secret in _secrets(config, inside=False) for spelling in _spellings(secret)}
 
 
 def _secrets(value: Any, *, inside: bool) -> Iterator[str]:
@@ -247,6 +252,27 @@ def _secrets(value: Any, *, inside: bool) -> Iterator[str]:
             yield from _secrets(part, inside=inside)
     elif inside and isinstance(value, str) and value:
         yield value
+        yield from _secrets(_parsed(value), inside=True)
+
+
+def _parsed(secret: str) -> Any:
+    """What a secret that is JSON holds (a service account's private key, say), which may be quoted without the rest."""
+    if secret.lstrip()[:1] not in ("{", "[", '"'):
+        return None
+    try:
+        return json.loads(secret)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """How a secret may stand in a text: as in the file and as OpenClaw reads that, quoted, and line by line."""
+    for plain in {secret, _ESCAPED.sub("", secret)}:
+        yield plain
+        yield json.dumps(plain)[1:-1]
+        yield json.dumps(plain, ensure_ascii=False)[1:-1]
+        yield quote(plain, safe="!'()*", errors="replace")
+        yield from map(str.strip, plain.splitlines())
 
 
 def _redacted(value: Any, known: list[str]) -> Any:
@@ -273,8 +299,28 @@ def _by_length(secrets_known: set[str]) -> list[str]:
 
 def _hidden(text: str, known: list[str]) -> str:
     for secret in known:
-        text = text.replace(secret, "***")
+        words = secret.split()
+        if len(words) > 1:
+            # Whoever wrote the text may have wrapped its lines, or collapsed its white space.
+            text = re.sub(r"\s+".join(map(re.escape, words)), "***", text)
+        else:
+            text = text.replace(secret, "***")
     return _USERINFO.sub("***", text)
+
+
+#: Digests of what this server wrote for gateways to read, by the file.
+_written: dict[Path, str] = {}
+
+
+def is_as_written(path: Path, tree: Mapping[str, Any]) -> bool:
+    """Whether that is what was written there to be read by a gateway, not what its bot made of it.
+
+    What another server wrote, or this one before it came back, is known by the gateway's token alone.
+    """
+    known = _written.get(path)
+    if known is None:
+        return bool(tree.get("gateway", {}).get("auth", {}).get("token"))
+    return digest(tree) == known
 
 
 def write(path: Path, text: str) -> None:
@@ -286,6 +332,8 @@ def write(path: Path, text: str) -> None:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         write_in(folder, path.name, text)
+        if path.name == IN_USE:
+            _written[path] = digest(json.loads(text))
     finally:
         os.close(folder)
 

@@ -26,6 +26,9 @@ LAST_BYTES, LAST_LINES = 65_536, 40
 #: Larger than this, a persona file was not written by a person, and is left alone.
 PERSONA_MAX = 1_048_576
 
+#: A configuration on its way: to be checked, or to be put in its file's place.
+_LEFTOVER = re.compile(r"\.?candidate-[0-9a-f]+\.json5(?:\.[0-9a-f]+)?|\.config(?:\.good)?\.json5\.[0-9a-f]+")
+
 _BEGIN, _END = "<!-- clawnet: written anew when the bot's system prompt changes -->", "<!-- clawnet: end -->"
 _BLOCK = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END) + r"\n?", re.DOTALL)
 #: AGENTS.md is also read by helpers of the agent that do not read SOUL.md.
@@ -70,6 +73,22 @@ def make(home: Path) -> None:
                 os.mkdir(name, 0o700, dir_fd=folder)
             with opened(Path(name), folder):
                 pass
+    sweep(home)
+
+
+def sweep(home: Path) -> None:
+    """Removes configurations, secrets and all, that a kill left half written or half checked.
+
+    Raises:
+        SpawnFailed: A link or a file stands in the place of a folder.
+    """
+    with opened(home) as base, opened(Path("run"), base) as run:
+        for folder in (base, run):
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries]
+            for name in filter(_LEFTOVER.fullmatch, names):
+                with suppress(OSError):  # The agent may have made a folder of that name.
+                    os.unlink(name, dir_fd=folder)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -47,9 +48,10 @@ def keep_in_use(home: Path, owner: UUID) -> str | None:
         return None
     try:
         keep(home, tree, owner)
-    except OSError:
+        return config.digest(tree)
+    except (OSError, ValueError, RecursionError):
+        # The bot wrote it anew meanwhile: numbers that are none, say, which can be read and not written.
         return None
-    return config.digest(tree)
 
 
 def read(home: Path, sha256: str | None) -> Kept | None:
@@ -58,14 +60,64 @@ def read(home: Path, sha256: str | None) -> Kept | None:
     try:
         kept = Kept(UUID(found["owner"]), found["config"])
         return kept if config.digest(kept.tree) == sha256 else None
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def is_in_use(home: Path, tree: Mapping[str, Any]) -> bool:
     """Nothing else lies where the gateway reads: no change that was cut short, none that the agent made."""
     found = _read(home, IN_USE)
-    return found is not None and config.digest(found) == config.digest(tree)
+    try:
+        return found is not None and config.digest(found) == config.digest(tree)
+    except (ValueError, RecursionError):
+        return False
+
+
+def holds_more(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """It has a secret of a channel or a model provider, or a channel, that the wanted one does not have any more."""
+    had, has = ({name: tree.get(name) for name in ("channels", "models")} for tree in (kept, wanted))
+    try:
+        return not (config.secrets_in(had) <= config.secrets_in(has) and _accounts(kept) <= _accounts(wanted))
+    except RecursionError:
+        return True  # No configuration of ours is so deep; the bot wrote it.
+
+
+def _accounts(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
+    found = set[tuple[str, str]]()
+    for provider, block in _mapping(tree.get("channels")).items():
+        found |= {(provider, each) for each in _mapping(_mapping(block).get("accounts")) or ("default",)}
+    return found
+
+
+def providers_in(tree: Mapping[str, Any]) -> list[str]:
+    """Names of the model providers it speaks of."""
+    names = _mapping(_mapping(tree.get("models")).get("providers"))
+    return [name for name in names if name.isprintable()]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
+def drop_in_use(home: Path) -> None:
+    """No process reads it: the next start writes it anew."""
+    _drop(home, IN_USE)
+
+
+def drop(home: Path) -> None:
+    """Nothing goes back to it any more."""
+    _drop(home, GOOD)
+
+
+def drop_foreign(home: Path, owner: UUID) -> None:
+    """Removes what was kept unless this owner's keys are in it."""
+    if (_read(home, GOOD) or {}).get("owner") != str(owner):
+        _drop(home, GOOD)
+
+
+def _drop(home: Path, name: str) -> None:
+    with opened(home) as folder, suppress(FileNotFoundError, IsADirectoryError):
+        os.unlink(name, dir_fd=folder)
 
 
 def _read(home: Path, name: str) -> dict[str, Any] | None:

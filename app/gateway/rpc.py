@@ -1,11 +1,13 @@
 """Asking a running gateway over its WebSocket: one connection, one question after the other, and what it tells unasked.
 
-Everything that comes back was written by a bot, so frames, queues and texts are bounded, and no sentence of ours
-carries the token. What a method answers may hold secrets (old OpenClaw's `config.get` does): never log it.
+Everything that comes back was written by a bot, so frames and queues are bounded. Its reasons may quote any secret it
+was configured with, so no sentence of ours repeats them: a code is all that is passed on. What a method answers may
+hold secrets as well (old OpenClaw's `config.get` does): never log it.
 """
 
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,8 +29,8 @@ HELLO_TIMEOUT, CALL_TIMEOUT = 10.0, 15.0
 MAX_FRAME, MAX_UNREAD = 4 * 1024 * 1024, 8
 #: Events that are kept for who asks for them; the oldest go first.
 MAX_EVENTS = 256
-#: Longest reason of the gateway's that is passed on, in characters.
-MAX_REASON = 500
+#: Codes of OpenClaw's errors; what looks otherwise is not passed on.
+_CODE = re.compile(r"[A-Z]{2,20}(?:_[A-Z]{2,20}){0,3}", re.ASCII)
 #: Protocols that are spoken: 3 is old OpenClaw's, 4 the new one's.
 PROTOCOLS = (3, 4)
 
@@ -107,8 +109,9 @@ class Connection:
 
     def _payload(self, method: str, frame: dict[str, Any]) -> dict[str, Any]:
         if frame.get("ok") is not True:
-            reason = _object(frame.get("error")).get("message")
-            raise GatewayFailed(f"{method} was refused: {self._line(reason) or 'no reason was given'}")
+            code = _object(frame.get("error")).get("code")
+            said = f" ({code})" if isinstance(code, str) and _CODE.fullmatch(code) else ""
+            raise GatewayFailed(f"the bot's gateway refused {method}{said}")
         return _object(frame.get("payload"))
 
     def _keep(self, frame: dict[str, Any]) -> None:
@@ -133,17 +136,10 @@ class Connection:
         except TimeoutError as error:
             raise GatewayFailed(f"{what} did not answer within {timeout:g} s") from error
         except ConnectionClosed as error:
-            reason = self._line(error.rcvd.reason if error.rcvd else "")
-            raise GatewayFailed(f"the bot's gateway closed the connection{f' ({reason})' if reason else ''}") from None
+            code = f" ({error.rcvd.code})" if error.rcvd else ""
+            raise GatewayFailed(f"the bot's gateway closed the connection{code}") from None
         except (OSError, WebSocketException) as error:
             raise GatewayFailed(f"the bot's gateway does not answer ({type(error).__name__})") from None
-
-    def _line(self, text: object) -> str:
-        """A text of the gateway's, fit for one sentence of ours."""
-        if not isinstance(text, str):
-            return ""
-        plain = text.replace(self._token, "***") if self._token else text
-        return "".join(filter(str.isprintable, " ".join(plain.split())))[:MAX_REASON]
 
 
 @asynccontextmanager

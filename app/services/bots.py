@@ -16,7 +16,7 @@ from app.domain.ports import RefusedOverrides, Wake
 from app.domain.states import BotStatus, DesiredState, TokenScope, UserRole
 from app.domain.viewer import Viewer
 from app.pubsub.hub import Hub, HubClosed
-from app.services import accounts, audit, bot_settings, keys, models, roster, words
+from app.services import accounts, audit, bot_settings, channels, keys, models, roster, words
 from app.services.bot_settings import Draft
 from app.services.recorder import Recorder
 from app.services.roster import Bot
@@ -119,9 +119,15 @@ class Bots:
                     "WHERE id = $1",
                     bot_id, owner,
                 )  # fmt: skip
+                # Its secrets are the old owner's, and the new one could have them sent elsewhere.
+                given_up = await channels.give_up(bot_id)
+                # So is what the process was told last, and why something of it was refused.
+                await DB.fetch(
+                    "UPDATE bot_process SET config_rendered = '{}', config_error = NULL WHERE bot = $1", bot_id
+                )
                 await self._recorder.transferred(bot_id, bot["owner"], owner)
                 detail = {"from": str(bot["owner"]), "to": str(owner)}
-                await audit.note("botTransfer", audit.Subject("Bot", bot_id), **detail)
+                await audit.note("botTransfer", audit.Subject("Bot", bot_id), **detail, channelsGivenUp=given_up)
                 await accounts.still(TokenScope.ADMIN)
                 DB.after_commit(lambda: self._wake(bot_id))
         return await roster.require(viewer, bot_id)

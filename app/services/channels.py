@@ -12,7 +12,17 @@ import asyncpg
 
 from app import vault
 from app.db.engine import DB
-from app.domain.errors import CredentialsRefused, Invalid, LimitReached, NotFound, Refusal, SecretError, Taken
+from app.domain.errors import (
+    Conflict,
+    CredentialsRefused,
+    CredentialsUnreadable,
+    Invalid,
+    LimitReached,
+    NotFound,
+    Refusal,
+    SecretError,
+    Taken,
+)
 from app.domain.ports import ChannelProvider, ChannelRules
 from app.domain.states import ChannelStatus
 from app.domain.viewer import Viewer
@@ -47,11 +57,15 @@ class Channel:
     status: ChannelStatus
     error: str | None
     last_connected_at: datetime | None
+    #: What is stored of its secrets is no object of texts.
+    is_damaged: bool
     #: Sealed; read where the bot does not run because one of its secrets cannot be read, None otherwise.
     suspects: dict[str, str] | None = field(repr=False)
 
     def unreadable(self, opened: Vault) -> str | None:
         """Why the bot cannot be started with this channel; None where it is not this channel's fault."""
+        if self.is_damaged and self.suspects is not None:
+            return "the credentials cannot be read; set them anew"
         for key, sealed in sorted((self.suspects or {}).items()):
             try:
                 opened.unseal(sealed, keys.channel_place(self.id, self.provider, key))
@@ -93,9 +107,11 @@ class Draft:
 
 _COLUMNS = """
   c.id, c.bot, c.provider, c.account_id, c.name, c.enabled, c.settings,
-  ARRAY(SELECT jsonb_object_keys(c.credentials) ORDER BY 1) AS credential_keys, c.credentials_key_id,
+  ARRAY(SELECT jsonb_object_keys(CASE WHEN jsonb_typeof(c.credentials) = 'object' THEN c.credentials ELSE '{}' END)
+    ORDER BY 1) AS credential_keys, c.credentials_key_id, jsonb_typeof(c.credentials) <> 'object' AS is_damaged,
   c.credentials_updated_at, c.created_at, c.updated_at, s.status, s.error, s.last_connected_at,
-  CASE WHEN c.enabled AND p.status = 'ERROR' AND p.reason = 'CREDENTIALS_UNREADABLE' THEN c.credentials END AS suspects
+  CASE WHEN c.enabled AND p.status = 'ERROR' AND p.reason = 'CREDENTIALS_UNREADABLE' THEN
+    CASE WHEN jsonb_typeof(c.credentials) = 'object' THEN c.credentials ELSE '{}' END END AS suspects
 """
 _SOURCE = (
     "channel c JOIN channel_state s ON s.channel = c.id JOIN bot b ON b.id = c.bot JOIN bot_process p ON p.bot = b.id"
@@ -155,13 +171,36 @@ class Opened:
 
 
 async def opened(bot_id: UUID) -> list[Opened]:
-    """What the bot's configuration is rendered from: a channel that is switched off leaves no secret in it."""
+    """What the bot's configuration is rendered from: a channel that is switched off leaves no secret in it.
+
+    Raises:
+        CredentialsUnreadable: What is stored of a channel's secrets is damaged.
+    """
     rows = await DB.fetch(
         "SELECT id, provider, account_id, name, settings, credentials FROM channel WHERE bot = $1 AND enabled "
         "ORDER BY provider, account_id",
         bot_id,
     )
+    for row in rows:
+        if not isinstance(row["credentials"], dict):
+            raise CredentialsUnreadable(
+                f"the credentials of the channel {row['name']!r} ({row['provider']}) cannot be read; set them anew"
+            )
     return [Opened(**row) for row in rows]
+
+
+async def give_up(bot_id: UUID) -> int:
+    """Switches the bot's channels off and forgets their secrets, for its next owner; how many it has.
+
+    Inside the transaction of a caller that holds the bot's row and raises its revision.
+    """
+    rows = await DB.fetch(
+        "UPDATE channel SET enabled = false, credentials = '{}'::jsonb, credentials_key_id = NULL, "
+        "credentials_updated_at = NULL, fingerprint = NULL, row_version = row_version + 1, updated_at = now() "
+        "WHERE bot = $1 RETURNING id",
+        bot_id,
+    )
+    return len(rows)
 
 
 def missing() -> NotFound:
@@ -294,10 +333,22 @@ class Channels:
             self.check(self.provider(old["provider"]), changes["settings"], {})
             found["settings"] = _object(changes["settings"])
         found = {column: value for column, value in found.items() if value != old[column]}
+        if "settings" in found:
+            self._check_destination(old, found["settings"])
         if {"enabled": old["enabled"], **found}["enabled"] and found.keys() & {"enabled", "settings"}:
             settings = found.get("settings", old["settings"])
             self._check_whole(self.provider(old["provider"]), settings, old["credentials"], are_all=False)
         return found
+
+    def _check_destination(self, old: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Raises `Conflict` where secrets would be sent elsewhere: who changes settings may not know them."""
+        name = self._rules.led_elsewhere(old["settings"], settings, old["credentials"])
+        if name is not None:
+            raise Conflict(
+                f"{name} says where the stored credentials are sent, so they have to be given anew: remove them with "
+                "channelCredentialsSet, change the address, set them again",
+                "settings", *name.split("."),
+            )  # fmt: skip
 
     async def _change(self, channel_id: UUID, old: dict[str, Any], columns: dict[str, Any]) -> None:
         detail = {"enabled": columns["enabled"]} if "enabled" in columns else {}
@@ -337,7 +388,7 @@ class Channels:
         await audit.note(
             "channelCredentialsSet", audit.Subject("Channel", channel_id),
             set=sorted(key for key, value in credentials.sealed.items() if value is not None),
-            removed=sorted(key for key, value in credentials.sealed.items() if value is None),
+            removed=sorted(key for key in old["credentials"] if credentials.sealed.get(key, "") is None),
         )  # fmt: skip
 
     async def delete(self, viewer: Viewer, channel_id: UUID) -> UUID:
@@ -364,7 +415,8 @@ class Channels:
         )
         if row is None:
             raise missing()
-        return row
+        # Damaged ones can be set anew, as if there were none.
+        return row if isinstance(row["credentials"], dict) else {**row, "credentials": {}}
 
 
 def account_id(text: str, field: str = "accountId") -> str:

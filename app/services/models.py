@@ -122,6 +122,7 @@ async def save(viewer: Viewer, wake: Wake, draft: Draft, sealed: Sealed | None, 
                     identity, owner, name, draft.api.value, base_url, models,
                 )  # fmt: skip
             else:
+                _refuse_elsewhere(old, draft, base_url)
                 await _refuse_while_used(old, name, owner)
                 await DB.fetch(
                     "UPDATE model_provider SET owner = $2, name = $3, api = $4, base_url = $5, models = $6 "
@@ -174,6 +175,12 @@ async def _lock(viewer: Viewer, identity: UUID) -> ModelProvider:
     if not viewer.writes_all and row["owner"] is None:
         raise Conflict("this provider is the installation's; only administrators change it", "id")
     return _provider(row)
+
+
+def _refuse_elsewhere(old: ModelProvider, draft: Draft, base_url: str | None) -> None:
+    """Who changes an address may not know the key that is kept, and could have it sent to a place of their own."""
+    if draft.keeps_key and old.api_key is not None and base_url != old.base_url:
+        raise Conflict("the stored key is not sent to another address: give apiKey with it, anew or null", "baseUrl")
 
 
 def _owner(viewer: Viewer, shared: bool | None, old: ModelProvider | None) -> UUID | None:

@@ -1,7 +1,11 @@
 """Who waits to be let in at a bot's channels, and what its owner decides about them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from uuid import UUID
+from weakref import WeakValueDictionary
+
+import anyio
 
 from app.db.engine import DB
 from app.domain.errors import Conflict, CredentialsUnreadable, GatewayFailed, NotFound, Unavailable
@@ -14,6 +18,10 @@ from app.vault import Vault
 
 #: Longest code that is looked for, in characters.
 MAX_CODE = 100
+#: Connections at once that lists of who waits are read over, in all and to one gateway.
+AT_ONCE, AT_A_BOT = 16, 2
+#: Seconds a list may take, the wait for its turn included.
+PATIENCE = 20.0
 
 
 class Pairings:
@@ -24,15 +32,21 @@ class Pairings:
         self._channels = channels
         self._gateway = gateway
         self._is_here = is_here
+        self._turns = anyio.Semaphore(AT_ONCE)
+        # A bot's are forgotten when nobody asks it any more.
+        self._turns_of_bots = WeakValueDictionary[UUID, anyio.Semaphore]()
 
     async def waiting(self, channel: Channel) -> Sequence[Asking] | None:
         """Everybody who waits at a channel that the caller may see; None where nobody can say at the moment."""
-        try:
-            running = await self._running(channel)
-            return running and await self._gateway.waiting(running, channel.provider, channel.account_id)
-        except (GatewayFailed, Unavailable, CredentialsUnreadable):
-            # A channel without pairing is refused in the same words as one that is not open yet.
-            return None
+        found = None
+        turns_of_bot = self._turns_of_bots.setdefault(channel.bot, anyio.Semaphore(AT_A_BOT))
+        # A channel without pairing is refused in the same words as one that is not open yet.
+        with anyio.move_on_after(PATIENCE), suppress(GatewayFailed, Unavailable, CredentialsUnreadable):
+            # A bot's own turn first: one that hangs keeps few places from the others.
+            async with turns_of_bot, self._turns:
+                running = await self._running(channel)
+                found = running and await self._gateway.waiting(running, channel.provider, channel.account_id)
+        return found
 
     async def resolve(self, viewer: Viewer, channel_id: UUID, code: str, *, is_let_in: bool) -> Channel:
         """Lets somebody in, or sends them away.
@@ -41,7 +55,7 @@ class Pairings:
             NotFound: There is no such channel, or nobody waits at it with this code.
             Conflict: The bot is not active, or the channel is switched off.
             Unavailable: Its process is on another machine.
-            GatewayFailed: The gateway refused, with its reason.
+            GatewayFailed: The gateway refused; its reason may quote secrets, so it is not told.
         """
         # Who may only look at it is told that there is none.
         await self._channels.provider_of(viewer, channel_id)

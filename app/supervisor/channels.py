@@ -4,7 +4,9 @@ A look is a connection of its own: what a gateway broadcasts between two looks n
 are told in health intervals, so that a server that looks after its bots more often looks at their channels more often.
 """
 
+import re
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -35,6 +37,8 @@ SETTLED = 3.0
 STEADY = 6.0
 #: Seconds that trying an account out may take (old OpenClaw says nothing otherwise).
 PROBE_TIMEOUT = 20.0
+#: A word with a number in it: seconds until the next try, a request's name.
+_NUMBER = re.compile(r"\S*\d\S*")
 
 
 class Watcher:
@@ -50,6 +54,8 @@ class Watcher:
         self._is_over = False
         self._since = self._changed_at = anyio.current_time()
         self._known: object = None
+        #: Channels that were started by hand, as they were then.
+        self._started: dict[UUID, datetime] = {}
         self._waiting: dict[UUID, list[str]] | None = None
 
     def ring(self) -> None:
@@ -114,8 +120,8 @@ class Watcher:
             answer = await self._status(connection, probe=True)
         for channel in channels:
             seen = self._read(answer, channel)
-            if seen.is_suppressed and self._is_steady and await self._has_started(connection, channel):
-                seen = Seen(ChannelStatus.CONNECTING)
+            if seen.is_suppressed and self._is_steady:
+                await self._start(connection, channel)
             await self._write(channel, seen)
 
     async def _status(self, connection: Connection, *, probe: bool) -> dict[str, Any]:
@@ -129,19 +135,24 @@ class Watcher:
     def _is_steady(self) -> bool:
         return anyio.current_time() - self._since >= STEADY * self._unit
 
-    async def _has_started(self, connection: Connection, channel: ChannelState) -> bool:
-        """Starts what OpenClaw held back after crashes: the bot has run well for long enough."""
+    async def _start(self, connection: Connection, channel: ChannelState) -> None:
+        """Starts what OpenClaw held back after crashes: the bot has run well for long enough.
+
+        Once, unless somebody changes the channel: what stays held back stays an error, and is not told over and over.
+        """
+        if self._started.get(channel.channel_id) == channel.updated_at:
+            return
+        self._started[channel.channel_id] = channel.updated_at
         account = {"channel": channel.provider, "accountId": channel.account_id}
         try:
             has_started = (await connection.call("channels.start", account)).get("started") is True
         except GatewayFailed as error:
             # One that cannot be started must not hide how the others are.
             log.info("channel_not_started", channel_id=str(channel.channel_id), error=str(error))
-            return False
+            return
         if has_started:
             log.info("channel_started_by_hand", channel_id=str(channel.channel_id), provider=channel.provider)
             self._changed_at = anyio.current_time()
-        return has_started
 
     async def _write(self, channel: ChannelState, seen: Seen) -> None:
         raw = None
@@ -150,7 +161,8 @@ class Watcher:
             lines = await anyio.to_thread.run_sync(launch.without_secrets, self._gateway.home, (seen.raw,))
             raw = lines[0] if lines else None
         error = channel_status.sentence(seen, raw)
-        if (channel.status, channel.error) == (seen.status, error) or not self._gateway.is_alive or self._is_over:
+        is_news = (channel.status, _told(channel.error)) != (seen.status, _told(error))
+        if not is_news or not self._gateway.is_alive or self._is_over:
             return
         await self._tools.recorder.channel_changed(
             self._lease, self._bot_id, channel.channel_id, seen.status, error, seen.connected_at
@@ -169,3 +181,8 @@ class Watcher:
         before, self._waiting = self._waiting, now
         if before is not None and now != before:
             await self._tools.recorder.pairings_changed(self._lease, self._bot_id)
+
+
+def _told(error: str | None) -> str | None:
+    """A reason as it is compared: one that only counts on is no news."""
+    return error and _NUMBER.sub("0", error)

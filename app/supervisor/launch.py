@@ -1,9 +1,9 @@
 """One start of a gateway, step by step: home, config, check, port, process, readiness."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from app.domain.errors import ConfigInvalid, StartTimeout
+from app.domain.errors import ConfigInvalid, StartFailure, StartTimeout
 from app.domain.states import Phase, Reason
 from app.gateway import channels, config, home, lastgood, process
 from app.gateway.config import BotSettings, ModelProvider
@@ -39,16 +39,19 @@ class Rendered:
     sha256: str
 
 
-async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> Rendered:
+async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int, also: Iterable[str] = ()) -> Rendered:
     """The bot's configuration with its secrets in it.
+
+    Args:
+        also: Names of model providers that are written besides the one of the bot's model, where its owner has them.
 
     Raises:
         CredentialsUnreadable: A secret cannot be read.
         ConfigInvalid: A text cannot be put into a configuration.
     """
     provider_name, _ = config.split_model(w.model)
-    provider = await models.for_owner(w.owner, provider_name)
-    providers = () if provider is None else (await _provider(tools, provider),)
+    found = [await models.for_owner(w.owner, name) for name in dict.fromkeys((provider_name, *also))]
+    providers = [await _provider(tools, row) for row in found if row is not None]
     token = await keys.gateway_token(tools.vault, w.bot_id)
     opened = await _channels(tools, openclaw, w)
     settings = BotSettings(
@@ -121,15 +124,58 @@ async def last_taken(tools: Tools, w: Wanted) -> lastgood.Kept | None:
 
 
 async def last_good(tools: Tools, w: Wanted) -> dict[str, object] | None:
-    """What a refused change can be taken back to; never to the keys of somebody who gave the bot away."""
+    """What a refused change can be taken back to.
+
+    Never to the keys of somebody who gave the bot away, and never to what was taken away from the bot since.
+    """
     kept = await last_taken(tools, w)
-    return kept.tree if kept is not None and kept.owner == w.owner else None
+    if kept is None:
+        return None
+    try:
+        return None if await _holds_more(tools, w, kept) else kept.tree
+    except StartFailure as error:
+        log.warning("config_not_gone_back_to", why=str(error))
+        return None
 
 
-async def runs_for_another(tools: Tools, w: Wanted) -> bool:
-    """The process has the keys of the bot's former owner."""
+async def runs_with_more(tools: Tools, w: Wanted) -> bool:
+    """The process has the keys of the bot's former owner, or what was taken away from the bot since."""
     kept = await last_taken(tools, w)
-    return kept is not None and kept.owner != w.owner
+    try:
+        return kept is not None and await _holds_more(tools, w, kept)
+    except StartFailure:
+        return False  # Nobody can tell for now.
+
+
+async def _holds_more(tools: Tools, w: Wanted, kept: lastgood.Kept) -> bool:
+    if kept.owner != w.owner:
+        return True
+    # What overrides say is no matter of rights, and they may be what is refused.
+    plain = replace(w, overrides={})
+    openclaw = await tools.openclaw.get()
+    wanted = await render(tools, openclaw, plain, w.port or tools.base_port, lastgood.providers_in(kept.tree))
+    return lastgood.holds_more(kept.tree, wanted.tree)
+
+
+async def tidy(tools: Tools, w: Wanted) -> bool:
+    """Takes secrets out of the home of a bot without a process, all but those that a start may go back to.
+
+    Returns:
+        Whether that is done; else what was kept cannot be judged for now.
+    """
+    folder = tools.home(w.agent_id)
+    if not folder.exists():
+        return True
+    try:
+        await anyio.to_thread.run_sync(lastgood.drop_in_use, folder)
+        kept = await last_taken(tools, w)
+        if kept is None or await _holds_more(tools, w, kept):
+            await anyio.to_thread.run_sync(lastgood.drop, folder)
+        await anyio.to_thread.run_sync(home.sweep, folder)
+    except (StartFailure, OSError) as error:
+        log.info("home_not_tidied", why=str(error))
+        return False
+    return True
 
 
 async def note_ready(tools: Tools, w: Wanted) -> dict[str, object]:
@@ -175,6 +221,7 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
         await openclaw.start_cache.copy_into(folder)
     port = await ports.claim(w.lease, w.bot_id, tools.base_port, w.port)
     await configure(tools, openclaw, w, port)
+    await anyio.to_thread.run_sync(lastgood.drop_foreign, folder, w.owner)
     await tools.recorder.phase(w.lease, w.bot_id, Phase.LAUNCHING)
     # The database said a moment ago that the bot is ours, unless this process was paused in that very moment.
     if w.lease.may_be_taken:
@@ -225,10 +272,13 @@ async def ready(tools: Tools, gateway: Process, port: int, budget: float) -> Non
 def without_secrets(folder: Path, lines: tuple[str, ...]) -> tuple[str, ...]:
     """What a gateway said last, fit for rows and clients: the secrets it was configured with are taken out.
 
-    Nothing is handed on where the configuration cannot be read: then nobody knows what to take out.
+    Nothing is handed on where the configuration cannot be read, or is not the one that was written (the bot can write
+    there): then nobody knows what to take out.
     """
     try:
         tree = json.loads((folder / CONFIG_FILE).read_bytes())
+        if not config.is_as_written(folder / CONFIG_FILE, tree):
+            return ()
         return tuple(config.hide(line, tree) for line in lines)
     except (OSError, ValueError, AttributeError, RecursionError):
         return ()

@@ -50,7 +50,9 @@ async def apply(tools: Tools, w: Wanted) -> bool:
     openclaw = await tools.openclaw.get()
     folder = tools.home(w.agent_id)
     rendered = await launch.render(tools, openclaw, w, w.port)
-    if rendered.sha256 == w.config_sha256:
+    is_same = rendered.sha256 == w.config_sha256
+    # A change that was cut short may lie there, and be in force: then going back is a change as well.
+    if is_same and await anyio.to_thread.run_sync(lastgood.is_in_use, folder, rendered.tree):
         await launch.note_taken(tools, w, rendered)
         return True
     await openclaw.checker.check(rendered.tree, folder)

@@ -5,6 +5,7 @@ Only this task writes the bot's status, so a step never races another.
 """
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import structlog
 from app.domain.errors import (
     AlreadyRunning,
     ClawNetError,
+    ConfigInvalid,
     SpawnFailed,
     StartFailure,
     StartTimeout,
@@ -39,6 +41,8 @@ log = structlog.get_logger()
 LOOK_INTERVAL = 30.0
 #: Seconds a health probe may take, and how many in a row may fail.
 PROBE_TIMEOUT, MISSES = 3.0, 3
+#: Seconds until a change is tried again that something else than OpenClaw's rules stood in the way of.
+HELD_UP = 5.0
 #: Ends of a start that a changed configuration may be the reason of; a taken port, say, is none of its doing.
 BLAMED_ON_CONFIG = frozenset({Reason.CONFIG_INVALID, Reason.EXITED, Reason.START_TIMEOUT})
 
@@ -62,6 +66,10 @@ class Runner:
         self._edits = reload.Edits()
         #: The running process does not take the wanted configuration; a new one will.
         self._needs_restart = False
+        #: A revision that could not be applied, and when it is tried again.
+        self._held_up: tuple[int, float] = (0, 0.0)
+        #: The revision for which the home of the bot without a process was tidied.
+        self._tidied: int | None = None
         self._was_cancelled = False
         self._failure: StartFailure | None = None
         self._is_unhealthy = False
@@ -162,7 +170,13 @@ class Runner:
             await self._to(w, BotStatus.INACTIVE, Reason.STOPPED, error=None, failures=0, next_retry_at=None, port=None)
         if w.seen_generation != w.generation:
             await processes.note(self._lease, self.bot_id, generation=w.generation)
+        await self._tidy(w)
         return LOOK_INTERVAL
+
+    async def _tidy(self, w: Wanted) -> None:
+        """Without a process nothing lies in the home that was taken away from the bot."""
+        if self._tidied != w.revision and await launch.tidy(self._tools, w):
+            self._tidied = w.revision
 
     async def _remove(self, w: Wanted) -> None:
         """The row goes last, so that a kill at any step leaves something to go on from."""
@@ -174,6 +188,7 @@ class Runner:
     async def _begin_when_due(self, w: Wanted) -> float:
         wait = self._seconds_until_due(w)
         if wait is None:
+            await self._tidy(w)
             return LOOK_INTERVAL
         if wait > 0:
             return min(wait, LOOK_INTERVAL)
@@ -202,6 +217,7 @@ class Runner:
         reason = launch.why_started(w, is_first=self._is_first)
         self._is_first = False
         self._retry_at = None
+        self._tidied = None
         nonce = self._nonce = launch.new_nonce()
         is_by_hand = w.generation > w.seen_generation
         await self._to(
@@ -234,15 +250,21 @@ class Runner:
         self._tasks.start_soon(self._launch, self._launching)
 
     async def _launch(self, scope: anyio.CancelScope) -> None:
+        await self._in_background(scope, self._start)
+
+    async def _start(self) -> None:
+        async with self._tools.slots:
+            w = await processes.load(self._lease, self.bot_id)
+            if w is None:
+                return
+            await launch.spawn(self._tools, w, self._attach)
+            await self._until_ready()
+
+    async def _in_background(self, scope: anyio.CancelScope, start: Callable[[], Awaitable[None]]) -> None:
         """A start in the background, so that a stop can end it at any step."""
         try:
             with scope:
-                async with self._tools.slots:
-                    w = await processes.load(self._lease, self.bot_id)
-                    if w is None:
-                        return
-                    await launch.spawn(self._tools, w, self._attach)
-                    await self._until_ready()
+                await start()
         except StartFailure as error:
             self._failure = error
         except OSError as error:
@@ -379,6 +401,9 @@ class Runner:
         """A newer revision, once its edits have come to rest: the running process takes it, or a new one reads it."""
         if self._needs_restart:
             return await self._stop(w, gateway, Reason.RECONFIGURE)
+        revision, until = self._held_up
+        if w.revision == revision and (left := until - anyio.current_time()) > 0:
+            return left
         if wait := self._edits.wait(w.revision, anyio.current_time()):
             return wait
         assert self._tasks is not None
@@ -413,10 +438,15 @@ class Runner:
         try:
             self._needs_restart = not await reload.apply(self._tools, w)
         except StartFailure as error:
-            log.warning("config_refused", revision=w.revision, error=str(error))
-            if await launch.runs_for_another(self._tools, w):
-                # Whose keys it runs with has given it away: rather no process than that one.
+            is_refused = isinstance(error, ConfigInvalid)
+            log.warning("config_refused" if is_refused else "config_held_up", revision=w.revision, error=str(error))
+            if await launch.runs_with_more(self._tools, w):
+                # What it runs with was given away or taken away: rather no process than that one.
                 self._needs_restart = True
+                return
+            if not is_refused:
+                # A full disk, say, or a key that is not here yet: the change is still wanted.
+                self._held_up = (w.revision, anyio.current_time() + HELD_UP)
                 return
             await self._tools.recorder.config_refused(self._lease, self.bot_id, w.revision, str(error))
 
@@ -532,16 +562,7 @@ class Runner:
 
     async def _wait_on(self, scope: anyio.CancelScope) -> None:
         """Goes on waiting for a start that another server began."""
-        try:
-            with scope:
-                await self._until_ready()
-        except StartFailure as error:
-            self._failure = error
-        except LeaseLost:
-            self._tools.doubt()
-        finally:
-            self._launching = None
-            self.ring()
+        await self._in_background(scope, self._until_ready)
 
     # Small things.
 

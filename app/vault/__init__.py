@@ -276,8 +276,10 @@ def _decrypt(blob: bytes, dek: bytes, install_id: str, place: Place) -> bytes:
         raise CiphertextTampered("the ciphertext was changed, or belongs to another place") from error
 
 
-def _parse(sealed: str) -> bytes:
-    """The bytes of a CN1 text whose outside is right."""
+def _parse(sealed: object) -> bytes:
+    """The bytes of a CN1 text whose outside is right; a damaged row may hold anything."""
+    if not isinstance(sealed, str):
+        raise UnsupportedCiphertext("what is stored is no text")
     try:
         blob = base64.b64decode(sealed, validate=True)
     except ValueError as error:

@@ -428,3 +428,25 @@ def test_a_peer_is_said_in_each_dialect_and_for_every_kind_where_none_is_named()
             {"kind": kind, "id": "42"} for kind in (word, "group", "channel")
         ]
         assert {each["agentId"] for each in said} == {"hana"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "secrets", "wanted"),
+    [
+        ({}, {"baseUrl": "https://eve.example"}, ["botToken"], "baseUrl"),
+        ({"baseUrl": "https://a.example"}, {}, ["botToken"], "baseUrl"),
+        ({}, {"baseUrl": "https://eve.example"}, [], None),
+        ({"tls": True}, {"tls": False}, ["password"], "tls"),
+        ({}, {"relay": {"url": "wss://eve.example"}}, ["relay.authToken"], "relay.url"),
+        ({}, {"relay": {"url": "wss://eve.example"}}, ["botToken"], None),
+        ({}, {"webhookUrl": "https://eve.example"}, ["webhookSecret"], "webhookUrl"),
+        ({}, {"webhookUrl": "https://eve.example"}, ["botToken"], None),
+        ({"peers": {"b": {}}}, {"peers": {"b": {"url": "https://eve.example"}}}, ["peers.b.token"], "peers.b"),
+        ({"peers": {"b": {}}}, {"peers": {}}, ["peers.b.token"], "peers.b"),
+        ({"peers": {"b": {}}}, {"peers": {"b": {}, "c": {}}}, ["peers.b.token"], None),
+    ],
+)
+def test_a_change_that_sends_a_secret_elsewhere_is_named(
+    old: dict[str, Any], new: dict[str, Any], secrets: list[str], wanted: str | None
+) -> None:
+    assert providers.led_elsewhere(old, new, secrets) == wanted

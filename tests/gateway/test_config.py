@@ -287,6 +287,33 @@ def test_a_secret_is_known_by_its_name(name: str) -> None:
         assert config.redact({"x": [{name: secret}]}) == {"x": [{name: "***"}]}
 
 
+SERVICE_ACCOUNT = {
+    "private_key_id": "4f1a2b3c",
+    "private_key": "-----BEGIN KEY-----\nMIIE/abc+def\nAbC/xyz\n-----END-----",
+}
+
+
+@pytest.mark.parametrize(
+    ("secret", "said", "parts"),
+    [
+        ("correct  horse battery", "bad: correct  horse battery", ["horse"]),
+        ("correct  horse battery", "bad: correct horse\nbattery", ["horse"]),
+        ("pa${HOME}ss-word", "bad: pa${HOME}ss-word", ["ss-word"]),
+        ('pa"ss\\wörd', "bad: " + json.dumps('pa"ss\\wörd'), ["ss", "rd"]),
+        ('pa"ss\\wörd', 'bad: "pa\\"ss\\\\wörd"', ["ss", "rd"]),
+        ("pa/ss+wo=rd", "GET https://x/?p=pa%2Fss%2Bwo%3Drd", ["ss", "rd"]),
+        (json.dumps(SERVICE_ACCOUNT), "bad: " + json.dumps(SERVICE_ACCOUNT, indent=1), ["MIIE", "4f1a", "xyz"]),
+        (json.dumps(SERVICE_ACCOUNT), "no PEM: " + SERVICE_ACCOUNT["private_key"], ["MIIE", "xyz"]),
+        (json.dumps(SERVICE_ACCOUNT), "AbC/xyz", ["xyz"]),
+    ],
+)
+def test_a_secret_is_hidden_in_every_spelling(secret: str, said: str, parts: list[str]) -> None:
+    rendered = config.render(settings(channels={"googlechat": {"serviceAccount": secret}}), NEW)
+    hidden = config.hide(said, rendered)
+    assert "***" in hidden
+    assert not [part for part in parts if part in hidden]
+
+
 def test_numbers_are_no_secrets() -> None:
     assert config.redact({"maxTokens": 4096, "contextTokens": 10}) == {"maxTokens": 4096, "contextTokens": 10}
 

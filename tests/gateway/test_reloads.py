@@ -197,3 +197,38 @@ def test_the_last_good_one_is_told_by_its_digest(tmp_path: Path) -> None:
     kept.unlink()
     kept.symlink_to(bot.home / "config.json5")
     assert lastgood.read(bot.home, digest) is None
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_configuration_the_bot_put_no_number_in_is_not_kept(number: str, tmp_path: Path) -> None:
+    bot = Bot(tmp_path)
+    (bot.home / "config.json5").write_text(f'{{"x": {number}}}')
+    assert lastgood.keep_in_use(bot.home, uuid4()) is None
+    assert not lastgood.is_in_use(bot.home, {"x": 1})
+
+
+def test_what_another_owner_left_is_removed(tmp_path: Path) -> None:
+    bot = Bot(tmp_path)
+    owner = uuid4()
+    lastgood.keep(bot.home, tree(NEW), owner)
+    lastgood.drop_foreign(bot.home, owner)
+    assert (bot.home / lastgood.GOOD).exists()
+    lastgood.drop_foreign(bot.home, uuid4())
+    assert not (bot.home / lastgood.GOOD).exists()
+    lastgood.drop_foreign(bot.home, owner)
+
+
+@BOTH
+def test_what_was_taken_away_is_told_from_what_was_merely_changed(dialect: Dialect) -> None:
+    account = {"enabled": True, "botToken": "1:first-secret"}
+    kept = tree(dialect, channels={"telegram": {"accounts": {"default": account}}, "irc": {"host": "a"}})
+
+    def holds_more(**channels: Any) -> bool:
+        return lastgood.holds_more(kept, tree(dialect, model="local/other", channels=channels))
+
+    same = {"telegram": {"accounts": {"default": account, "new": {"botToken": "2"}}}, "irc": {"host": "b"}}
+    assert not holds_more(**same)
+    assert holds_more(irc={"host": "a"})
+    assert holds_more(telegram=same["telegram"])
+    assert holds_more(**same | {"telegram": {"accounts": {"default": {"enabled": True}}}})
+    assert lastgood.holds_more(tree(dialect), tree(dialect, key="sk-2"))

@@ -136,6 +136,7 @@ async def test_fifty_secrets_are_found_sealed_in_their_column_and_in_the_closed_
                 await heard.until(lambda e: e["kind"] == "STARTED")
                 home = tmp_path / "data/openclaw/bots/hana"
                 written = (home / "config.json5").read_text()
+                mode = (home / "config.json5").stat().st_mode
                 processes = command_lines()
                 await heard.until(lambda e: e["kind"] == "BACKOFF")
                 texts.append(json.dumps(heard.seen))
@@ -144,7 +145,7 @@ async def test_fifty_secrets_are_found_sealed_in_their_column_and_in_the_closed_
         assert server.stop() == 0
         texts += server.lines
     assert [secret for secret in kept if secret not in written] == []
-    assert stat.S_IMODE((home / "config.json5").stat().st_mode) == 0o600
+    assert stat.S_IMODE(mode) == 0o600
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     places = {
         "an answer": "\n".join(texts),
@@ -160,6 +161,31 @@ async def test_fifty_secrets_are_found_sealed_in_their_column_and_in_the_closed_
     own = {"config.json5", "config.good.json5", "logs/bot.log", "logs/gateway.log"}
     assert {str(path.relative_to(home)) for path in found} <= own
     assert [path for path in found if path.stat().st_mode & 0o077] == []
+
+
+async def test_a_secret_in_the_place_of_its_name_is_neither_told_nor_kept(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wrong = "MTk4NjIyNDgzMTIzNDU2.Cl2FMQ.ZnCjm1XVW7vRze4b7Cq4se7kKWs"
+    async with house(database, tmp_path) as api:
+        bot = await story.make_bot(api)
+        one = await channel(api, bot, provider="discord", credentials={"token": wrong[::-1]})
+        for value in (None, "", 5, {}, [wrong], "x", {"x": None}):
+            for more in ({}, {"token": wrong[::-1]}):
+                given = {"credentials": {wrong: value, **more}}
+                set_ = await api.run(SET, input={"channelId": one["id"], **given})
+                made = await api.run(
+                    CREATE, input={"botId": bot["id"], "provider": "discord", "name": "x", "accountId": "x", **given}
+                )
+                for payload in (set_, made):
+                    assert (code(payload), payload["userErrors"][0]["field"]) == ("INVALID", ["credentials"])
+                    assert wrong not in json.dumps(payload)
+        removed = {"credentials": {"token": None, "pluralkit.token": None}}
+        assert (await api.run(SET, input={"channelId": one["id"], **removed}))["userErrors"] == []
+        row = await DB.fetch_one("SELECT detail FROM audit_entry WHERE detail ? 'removed'")
+        assert row is not None
+        assert row["detail"]["removed"] == ["token"]
+    assert not [table for table, text in (await dumped(database)).items() if wrong in text]
 
 
 def test_the_inputs_do_not_show_secrets_where_they_are_printed() -> None:
@@ -191,6 +217,7 @@ BREAKS = {
     "placing 'AAAA' from 120))",
     "another channel's": "UPDATE channel c SET credentials = o.credentials FROM channel o WHERE o.id <> c.id",
     "no ciphertext": 'UPDATE channel SET credentials = \'{"botToken": "plain"}\'',
+    "no text": "UPDATE channel SET credentials = '{\"botToken\": [5]}'",
     "of another provider": "UPDATE channel SET provider = 'discord'",
 }
 
@@ -216,6 +243,26 @@ async def test_a_bot_whose_channel_cannot_be_read_is_not_started_and_says_which_
         assert token(1) not in json.dumps([started, first])
         if how == "of another provider":
             return
+        mended = await api.run(SET, input={"channelId": one["id"], "credentials": {"botToken": token(3)}})
+        assert (mended["userErrors"], mended["channel"]["errorMessage"]) == ([], None)
+        assert (await api.run(docs.BOT_START, input={"botId": bot["id"]}))["userErrors"] == []
+
+
+@pytest.mark.parametrize("damaged", ["[]", "null", "5", '"x"', '["botToken"]'])
+async def test_credentials_that_are_no_object_are_unreadable_and_can_be_set_anew(
+    database: dict[str, Any], tmp_path: Path, damaged: str
+) -> None:
+    async with house(database, tmp_path, fake_openclaw.install(tmp_path / "openclaw")) as api:
+        bot = await story.make_bot(api)
+        one = await channel(api, bot, name="Front desk", credentials={"botToken": token(1)})
+        await DB.fetch("UPDATE channel SET credentials = $1::text::jsonb", damaged)
+        (node,) = (await seen(api, bot))["channels"]["nodes"]
+        assert node["credentialKeys"] == []
+        started = await api.run(docs.BOT_START, input={"botId": bot["id"]})
+        assert code(started) == "GATEWAY_FAILED"
+        assert "'Front desk'" in started["bot"]["errorMessage"]
+        (node,) = (await seen(api, bot))["channels"]["nodes"]
+        assert (node["status"], node["errorMessage"]) == ("ERROR", "the credentials cannot be read; set them anew")
         mended = await api.run(SET, input={"channelId": one["id"], "credentials": {"botToken": token(3)}})
         assert (mended["userErrors"], mended["channel"]["errorMessage"]) == ([], None)
         assert (await api.run(docs.BOT_START, input={"botId": bot["id"]}))["userErrors"] == []

@@ -174,8 +174,8 @@ async def test_absent_keeps_the_key_and_null_removes_it(database: dict[str, Any]
     async with house(database, tmp_path) as api:
         made = (await save(api, name="own", apiKey="one"))["modelProvider"]
         first = (await kept_keys())["own"]
-        kept = (await save(api, id=made["id"], name="own", baseUrl="http://h/v1"))["modelProvider"]
-        assert kept == made | {"baseUrl": "http://h/v1"}
+        kept = (await save(api, id=made["id"], name="own", models=[{"id": "m"}]))["modelProvider"]
+        assert kept == made | {"models": [{"id": "m"}]}
         assert (await kept_keys())["own"] == first
         # A refused change leaves it alone as well.
         assert code(await save(api, id=made["id"], name="own", baseUrl="x", apiKey="two")) == "INVALID"
@@ -188,6 +188,19 @@ async def test_absent_keeps_the_key_and_null_removes_it(database: dict[str, Any]
         assert (await kept_keys())["own"] is None
         never = (await save(api, name="bare"))["modelProvider"]
         assert (never["hasApiKey"], never["apiKeyUpdatedAt"]) == (False, None)
+
+
+async def test_a_stored_key_is_not_sent_to_another_address(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path) as api:
+        made = (await save(api, name="own", baseUrl="http://h/v1", apiKey=CANARY))["modelProvider"]
+        given = {"id": made["id"], "name": "own"}
+        for elsewhere in ({"baseUrl": "http://eve.example/v1"}, {"baseUrl": None}, {}):
+            refused = await save(api, **given, **elsewhere)
+            assert (code(refused), refused["userErrors"][0]["field"]) == ("CONFLICT", ["baseUrl"])
+        assert code(await save(api, **given, baseUrl="http://h/v1")) is None
+        assert code(await save(api, **given, baseUrl="http://h/v2", apiKey=CANARY)) is None
+        assert code(await save(api, **given, baseUrl="http://h/v3", apiKey=None)) is None
+        assert code(await save(api, **given, baseUrl="http://h/v4")) is None
 
 
 async def test_own_ones_are_private_and_shared_ones_are_the_administrators(

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from app.db.engine import DB
 from app.domain.states import UserRole
+from app.services.pairings import AT_A_BOT
 from tests import fake_openclaw
 from tests.gateway.test_rpc import asks
 from tests.graphql.people import Caller, house, person
@@ -63,3 +65,40 @@ async def test_the_owner_lets_one_in_and_sends_one_away(version: str, database: 
         assert sent_away == {"channel": {"pairings": []}, "userErrors": []}
         done = "SELECT action FROM audit_entry WHERE action LIKE 'pairing%' AND refusal IS NULL ORDER BY id"
         assert [row["action"] for row in await DB.fetch(done)] == ["pairingApprove", "pairingDismiss"]
+
+
+def _connections(port: int) -> int:
+    """Open ones to a port of this machine."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+async def test_many_lists_at_once_open_few_connections_and_cost_what_they_are(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    count = 12
+    async with house(database, tmp_path, fake_openclaw.install(tmp_path / "openclaw", "2026.9.6")) as api:
+        bot = await story.make_bot(api)
+        for n in range(count):
+            given = {"botId": bot["id"], "provider": "telegram", "name": "Telegram", "accountId": f"a{n}"}
+            made = await api.run(CREATE, input=given | {"credentials": {"botToken": f"{n}:AAA"}})
+            assert made["userErrors"] == []
+        port = (await api.run(docs.BOT_START, input={"botId": bot["id"]}))["bot"]["gateway"]["port"]
+        seen: list[int] = []
+
+        async def watch() -> None:
+            while True:
+                seen.append(_connections(port))
+                await anyio.sleep(0.002)
+
+        some = "channels(first: 50) { nodes { pairings { code } } }"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            answer = await api.ask(f"query($by: BotBy!) {{ bot(by: $by) {{ {some} }} }}", by={"id": bot["id"]})
+            tasks.cancel_scope.cancel()
+        assert [each["pairings"] for each in answer["data"]["bot"]["channels"]["nodes"]] == [[]] * count
+        # One more is the server's own, which looks after the channels.
+        assert 0 < max(seen) <= AT_A_BOT + 1
+        many = " ".join(f"c{n}: {some}" for n in range(10))
+        refused = await api.ask(f"query($by: BotBy!) {{ bot(by: $by) {{ {many} }} }}", by={"id": bot["id"]})
+        assert refused["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"

@@ -32,6 +32,7 @@ from tests.graphql.people import (
     provider,
     refusals,
 )
+from tests.graphql.test_channels import channel, seen, token
 from tests.harness import PATIENCE, Heard
 from tests.journeys import documents as docs
 from tests.journeys import story
@@ -135,7 +136,29 @@ async def test_only_an_administrator_gives_a_bot_away_and_only_to_who_can_own_it
         entries = await DB.fetch("SELECT * FROM audit_entry WHERE action = 'botTransfer' AND refusal IS NULL")
         (entry,) = entries
         assert (entry["subject_type"], str(entry["subject"])) == ("Bot", own["databaseId"])
-        assert entry["detail"] == {"from": str(mia.key), "to": str(sven.key)}
+        assert entry["detail"] == {"from": str(mia.key), "to": str(sven.key), "channelsGivenUp": 0}
+
+
+async def test_the_new_owner_gets_channels_that_are_off_and_none_of_their_secrets(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        bot = await story.make_bot(mia.api)
+        secret = {"botToken": token(1)}
+        made = await channel(mia.api, bot, credentials=secret)
+        await give(api, bot, sven)
+        (got,) = (await seen(sven.api, bot))["channels"]["nodes"]
+        assert (got["id"], got["enabled"], got["credentialKeys"]) == (made["id"], False, [])
+        assert got["credentialKeyVersion"] is got["credentialsUpdatedAt"] is None
+        entry = await DB.fetch_one("SELECT detail FROM audit_entry WHERE action = 'botTransfer' AND refusal IS NULL")
+        assert entry is not None
+        assert entry["detail"]["channelsGivenUp"] == 1
+        # Nothing of the secret is left that would keep its owner from using it.
+        assert (await DB.fetch("SELECT credentials, fingerprint FROM channel")) == [
+            {"credentials": {}, "fingerprint": None}
+        ]
+        await channel(mia.api, await story.make_bot(mia.api, "Other"), credentials=secret)
 
 
 async def test_the_old_owner_hears_that_it_is_gone_and_the_new_one_everything_from_there(
@@ -387,6 +410,28 @@ async def test_a_running_process_gets_the_new_owner_s_key(database: dict[str, An
         # The rights to it went as well.
         assert code(await mia.api.run(docs.BOT_STOP, input={"botId": bot["id"]})) == "NOT_FOUND"
         assert (await sven.api.run(docs.BOT_STOP, input={"botId": bot["id"]}))["bot"]["status"] == "INACTIVE"
+
+
+async def test_a_new_owner_does_not_see_the_configuration_of_the_former_one(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wrapper = fake_openclaw.install(tmp_path / "openclaw")
+    async with house(database, tmp_path, wrapper) as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        await provider(mia.api, "own", models=[{"id": "m"}], baseUrl="http://mias.test/v1", apiKey="sk-mia-0123456789")
+        await provider(sven.api, "own", models=[{"id": "m"}], baseUrl="http://127.0.0.1:9/v1", apiKey="sk-sven")
+        bot = await story.make_bot(mia.api, model="own/m")
+        for document in (docs.BOT_START, docs.BOT_STOP):
+            assert (await mia.api.run(document, input={"botId": bot["id"]}))["userErrors"] == []
+        await DB.fetch("UPDATE bot_process SET config_error = 'mias.test is refused'")
+        await give(api, bot, sven)
+        query = "query($by: BotBy!) { bot(by: $by) { config { rendered rolledBack } } }"
+        shown = (await sven.api.run(query, by={"id": bot["id"]}))["config"]
+        assert shown == {"rendered": {}, "rolledBack": None}
+        home = tmp_path / "data" / "openclaw" / "bots" / bot["agentId"]
+        with anyio.fail_after(PATIENCE):
+            while any("sk-mia" in file.read_text() for file in home.glob("config*")):
+                await asyncio.sleep(0.02)
 
 
 async def test_who_waits_for_a_bot_that_is_given_away_is_told_that_there_is_none(

@@ -15,10 +15,11 @@ import pytest
 
 from app.db.engine import DB
 from app.domain.states import ChannelStatus
-from app.gateway import channel_status
+from app.gateway import channel_status, config
 from app.services.nodes import Lease, LeaseLost
 from app.services.recorder import Recorder
 from tests import fake_openclaw
+from tests.fake_openclaw.program.channels import HELD
 from tests.gateway.test_rpc import asks
 from tests.harness import Api, Heard, environ, running_server
 from tests.journeys import documents as docs
@@ -190,6 +191,45 @@ async def test_what_did_not_change_is_not_told_again(database: dict[str, Any], t
         assert len(fake_openclaw.starts(wrapper)) == 1
 
 
+async def test_a_reason_that_only_counts_on_is_told_once(database: dict[str, Any], tmp_path: Path) -> None:
+    why = "getUpdates failed; next try in {} s"
+    dead = {"telegram": {"running": True, "connected": False, "lifecycle": "recovering", "lastError": why}}
+    async with one_bot(tmp_path, database, channels=dead) as (api, bot, wrapper):
+        program = wrapper.parent / "program" / "channels.py"
+        found = "self._gateway.faults.channels.get(name, {})"
+        counting = f"{{k: v.format(ids.now_ms()) if k == 'lastError' else v for k, v in {found}.items()}}"
+        assert found in program.read_text()
+        program.write_text(program.read_text().replace(found, counting))
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            assert "next try" in (await changes_to(heard, channel, "ERROR"))["error"]
+        told = await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'")
+        await _looks(tmp_path, bot, 5)
+        assert await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'") == told
+
+
+async def test_a_channel_that_stays_held_back_is_started_once_and_stays_an_error(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    held = {"running": False, "connected": False, "lifecycle": "stopped", "lastError": HELD}
+    async with one_bot(tmp_path, database, channels={"telegram": held}) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        log = tmp_path / "data" / "openclaw" / "bots" / bot["agentId"] / "logs" / "bot.log"
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            await changes_to(heard, channel, "ERROR")
+        told = await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'")
+        with anyio.fail_after(20):
+            while "channels.start" not in log.read_text():
+                await anyio.sleep(0.02)
+        once = log.read_text().count("channels.start")
+        await _looks(tmp_path, bot, 5)
+        assert log.read_text().count("channels.start") == once
+        assert (await state(channel))["status"] == "ERROR"
+        assert await DB.fetch_one("SELECT count(*) AS n FROM room_event WHERE type = 'CHANNEL_CHANGED'") == told
+
+
 async def _looks(folder: Path, bot: dict[str, Any], count: int) -> None:
     """Returns after so many more looks, which new OpenClaw's log has."""
     log = folder / "data" / "openclaw" / "bots" / bot["agentId"] / "logs" / "bot.log"
@@ -239,6 +279,22 @@ def test_a_reason_does_not_repeat_what_looks_like_a_secret(secret: str) -> None:
     account = {"accountId": "default", "running": False, "lastError": f"GET https://x/bot{secret}/getMe: 500"}
     seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=True)
     assert secret not in str(channel_status.sentence(seen, seen.raw))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5/secretTail/part+two=",
+        "correct  horse\tsecretTail battery",
+        "pa\x1bsecretTail",
+        "x" * 5_000 + "secretTail",
+    ],
+)
+def test_a_reason_holds_no_part_of_a_secret_that_is_known(secret: str) -> None:
+    account = {"accountId": "default", "running": False, "lastError": f"refused for {secret * 3}\n, says it"}
+    seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=True)
+    hidden = config.hide(seen.raw or "", {"password": secret})
+    assert channel_status.sentence(seen, hidden) == "the channel failed (refused for ********* , says it)"
 
 
 def test_a_reason_of_any_length_is_told_in_one_line_at_once() -> None:

@@ -1,9 +1,14 @@
 """Why a gateway ended, read from its exit."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from app.domain.states import BotStatus, Reason
+from app.gateway import config
 from app.gateway.process import Exit
+from app.supervisor import launch
 from app.supervisor.exits import classify
 
 
@@ -36,3 +41,21 @@ def test_what_an_active_bot_said_last_is_nobody_s_business() -> None:
     said = classify(BotStatus.ACTIVE, Exit(code=1, tail=("a private word",)), None)[1]
     assert "private" not in said
     assert "a reason" in classify(BotStatus.STARTING, Exit(code=1, tail=("a reason",)), None)[1]
+
+
+@pytest.mark.parametrize("changed", [{}, {"gateway": {"auth": {"token": "tok-of-its-own"}}}, {"a": float("nan")}, []])
+def test_nothing_is_told_of_a_bot_that_changed_what_says_which_secrets_it_has(tmp_path: Path, changed: object) -> None:
+    said = ("it runs with tok-0123456789",)
+    file = tmp_path / launch.CONFIG_FILE
+    config.write(file, config.to_text({"gateway": {"auth": {"token": "tok-0123456789"}}}))
+    assert launch.without_secrets(tmp_path, said) == ("it runs with ***",)
+    file.write_text(json.dumps(changed))
+    assert launch.without_secrets(tmp_path, said) == ()
+
+
+def test_nothing_is_told_where_another_server_s_file_was_emptied(tmp_path: Path) -> None:
+    file = tmp_path / launch.CONFIG_FILE
+    file.write_text('{"gateway": {"auth": {"token": "tok-0123456789"}}}')
+    assert launch.without_secrets(tmp_path, ("it runs with tok-0123456789",)) == ("it runs with ***",)
+    file.write_text("{}")
+    assert launch.without_secrets(tmp_path, ("it runs with tok-0123456789",)) == ()

@@ -1,6 +1,7 @@
 """Changing the settings of a bot that runs: what it takes as it is, what it needs a start for, what is taken back."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.db.engine import DB
-from app.gateway import reloads
+from app.gateway import config, reloads
+from app.supervisor import runner
 from app.supervisor.reload import LATEST, QUIET, Edits
 from tests import fake_openclaw
+from tests.graphql.test_channels import DELETE, SET, UPDATE, channel, token
 from tests.harness import Api, environ, running_server, serve
 from tests.journeys import documents as docs
 from tests.journeys import story
@@ -42,6 +45,12 @@ async def until_settled(api: Api, bot: dict[str, Any], patience: float = 60) -> 
 
 def home_of(folder: Path) -> Path:
     return folder / "data" / "openclaw" / "bots" / "hana"
+
+
+def lying_in(folder: Path, secret: str) -> list[str]:
+    """Configurations in the bot's home that hold the secret, whatever they are called."""
+    found = [path for path in home_of(folder).rglob("*.json5*") if path.is_file()]
+    return [path.name for path in found if secret in path.read_text()]
 
 
 def said(folder: Path, word: str) -> int:
@@ -332,3 +341,156 @@ async def test_no_secret_of_a_configuration_lies_open(database: dict[str, Any], 
         row = await DB.fetch_one("SELECT p::text AS everything FROM bot_process p")
         assert row is not None
         assert "sk-test-0123456789" not in row["everything"]
+
+
+async def test_a_change_taken_back_after_it_was_cut_short_is_a_change_too(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        await start(api, bot)
+        file = home_of(tmp_path) / "config.json5"
+        # As if the server had been killed between the file and the row, and the owner had thought better of it.
+        file.write_text(file.read_text().replace("local/echo", "local/other"))
+        await change(api, bot, model="local/echo")
+        await until_settled(api, bot)
+        assert "local/other" not in file.read_text()
+        assert len(fake_openclaw.starts(wrapper)) == 2
+
+
+TAKEN_AWAY = {
+    "deleted": (DELETE, {}),
+    "disabled": (UPDATE, {"enabled": False}),
+    "without its secret": (SET, {"credentials": {"botToken": None}}),
+    "with another secret": (SET, {"credentials": {"botToken": token(2)}}),
+}
+
+
+@pytest.mark.parametrize("how", TAKEN_AWAY)
+async def test_what_is_taken_away_from_a_bot_whose_change_was_taken_back_is_gone(
+    how: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    document, more = TAKEN_AWAY[how]
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        made = await channel(api, bot, credentials={"botToken": token(1)})
+        await start(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await change(api, bot, **REFUSED)
+            await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK")
+            assert (await api.run(document, input={"channelId": made["id"], **more}))["userErrors"] == []
+            failed = await heard.until(lambda e: e["kind"] == "ERROR")
+            assert "noSuchSetting" in failed["error"]
+            assert story.left_of(bot) == []
+            async with asyncio.timeout(10):
+                while lying_in(tmp_path, token(1)):
+                    await asyncio.sleep(0.02)
+            await change(api, bot, configOverrides={})
+            await heard.until(lambda e: e["kind"] == "STARTED")
+
+
+async def test_a_change_that_something_else_stood_in_the_way_of_is_tried_again(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        await start(api, bot)
+        monkeypatch.setattr(runner, "HELD_UP", 0.1)
+        write, failures = config.write, list[str]()
+
+        def full(path: Path, text: str) -> None:
+            if path.name == "config.json5" and len(failures) < 2:
+                failures.append(text)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(path, text)
+
+        monkeypatch.setattr(config, "write", full)
+        await change(api, bot, model="local/other")
+        now = await until_settled(api, bot)
+        assert len(failures) == 2
+        assert now["config"]["rolledBack"] is None
+        assert "local/other" in (home_of(tmp_path) / "config.json5").read_text()
+        assert await DB.fetch("SELECT id FROM notification") == []
+        assert len(fake_openclaw.starts(wrapper)) == 1
+
+
+async def test_a_change_with_a_key_that_cannot_be_read_yet_stays_wanted(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        await start(api, bot)
+        # Longer than the test: the other edit alone may end the wait.
+        monkeypatch.setattr(runner, "HELD_UP", 600.0)
+        await DB.fetch("ALTER TABLE model_provider ADD COLUMN kept text")
+        await DB.fetch("UPDATE model_provider SET kept = api_key, api_key = 'cn9.damaged'")
+        await change(api, bot, model="local/other")
+        assert api.running is not None
+        (held,) = api.running.supervisor._runners.values()
+        async with asyncio.timeout(10):
+            while held._held_up[0] == 0:
+                await asyncio.sleep(0.02)
+        now = await read(api, bot)
+        assert (now["status"], now["config"]["restartPending"], now["config"]["rolledBack"]) == ("ACTIVE", True, None)
+        await DB.fetch("UPDATE model_provider SET api_key = kept")
+        await change(api, bot, model="local/third")
+        await until_settled(api, bot)
+        assert len(fake_openclaw.starts(wrapper)) == 1
+
+
+async def test_no_secret_that_was_taken_away_stays_with_a_bot_that_is_down(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        made = await channel(api, bot, credentials={"botToken": token(1)})
+        await start(api, bot)
+        await stop(api, bot)
+        home = home_of(tmp_path)
+        for name in (".config.json5.0011223344556677", "run/candidate-0011223344556677.json5"):
+            (home / name).write_text(f"As a kill left it: {token(1)}")
+        assert (await api.run(DELETE, input={"channelId": made["id"]}))["userErrors"] == []
+        async with asyncio.timeout(10):
+            while lying_in(tmp_path, token(1)):
+                await asyncio.sleep(0.02)
+        assert (await start(api, bot))["bot"]["status"] == "ACTIVE"
+
+
+async def test_a_new_owner_s_process_finds_nothing_of_the_former_one_s(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        await start(api, bot)
+        kept = home_of(tmp_path) / "config.good.json5"
+        given = json.loads(kept.read_text()) | {"owner": str(uuid4()), "note": "sk-former-owner"}
+        await stop(api, bot)
+        kept.write_text(json.dumps(given))
+        fake_openclaw.set_faults(wrapper, never_ready=True)
+        await api.run(docs.BOT_START, input={"botId": bot["id"], "wait": False})
+        async with asyncio.timeout(30):
+            while not ((await read(api, bot))["gateway"] or {}).get("pid"):
+                await asyncio.sleep(0.02)
+        assert lying_in(tmp_path, "sk-former-owner") == []
+        await stop(api, bot)
+
+
+async def test_a_start_that_was_taken_over_ends_well_whatever_the_bot_wrote(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wrapper = fake_openclaw.install(tmp_path / "openclaw", start_delay_s=4.0)
+    wanted = environ(tmp_path, database, wrapper)
+    with serve(wanted) as first:
+        api = Api(first.url, first.token)
+        await story.make_provider(api, "http://127.0.0.1:9/v1")
+        bot = await story.make_bot(api)
+        await api.run(docs.BOT_START, input={"botId": bot["id"], "wait": False})
+        async with asyncio.timeout(30):
+            while not ((await read(api, bot))["gateway"] or {}).get("pid"):
+                await asyncio.sleep(0.02)
+        await api.http.aclose()
+        first.kill()
+    file = home_of(tmp_path) / "config.json5"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"x": float("nan")}))
+    with serve(wanted) as second:
+        api = Api(second.url, first.token)
+        async with asyncio.timeout(30):
+            while (await read(api, bot))["status"] != "ACTIVE":
+                await asyncio.sleep(0.05)
+        assert (await stop(api, bot))["bot"]["status"] == "INACTIVE"
+        await api.http.aclose()
+        second.stop()

@@ -9,6 +9,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -71,6 +72,12 @@ def test_a_shortened_or_lengthened_ciphertext_is_refused(cut: int):
 def test_a_text_that_is_no_ciphertext_is_unsupported(text: str):
     with pytest.raises(UnsupportedCiphertext):
         VAULT.unseal(text, PLACE)
+
+
+@pytest.mark.parametrize("found", [None, 5, [], {}, b"Q04x"])
+def test_what_is_no_text_is_unsupported(found: Any):
+    with pytest.raises(UnsupportedCiphertext):
+        VAULT.unseal(found, PLACE)
 
 
 def test_checks_come_in_their_order():

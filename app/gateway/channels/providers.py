@@ -8,7 +8,7 @@ Left out on purpose: everything that names a file or a program (`tokenFile`, `cl
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,14 @@ _REFERENCE = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?|secretref.*|__env__:.*"
 #: A setting of such a name points at a file or a program.
 _FILES = re.compile(r".*(?:File|Dir|Path|Roots)", re.ASCII)
 _ACCOUNT = re.compile(r"(?!(?:constructor|prototype)$)[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
+#: Settings that say where secrets are sent, each with how the names of those secrets begin.
+_DESTINATIONS = {
+    **dict.fromkeys(("apiRoot", "baseUrl", "serverUrl", "homeserver", "httpUrl", "relayUrl", "url", "proxy"), ""),
+    **dict.fromkeys(("host", "port", "tls"), ""),
+    "nickserv.service": "nickserv.",
+    "relay.url": "relay.",
+    "webhookUrl": "webhookSecret",
+}
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -115,6 +123,31 @@ def missing(
     """What a channel lacks to be opened, each with its path."""
     told = settings.keys() | credentials.keys()
     return [(_path(provider, name), why) for name, why in _wanted(provider, settings, told) if name not in told]
+
+
+def led_elsewhere(old: Mapping[str, Any], new: Mapping[str, Any], secrets: Iterable[str]) -> str | None:
+    """The setting by which a change sends one of these secrets, by name, to another place; None where none does."""
+    before, after, names = _destinations(old), _destinations(new), list(secrets)
+    for name, beginning in sorted(before.keys() | after.keys()):
+        is_changed = before.get((name, beginning)) != after.get((name, beginning))
+        if is_changed and any(each.startswith(beginning) for each in names):
+            return name
+    return None
+
+
+def _destinations(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """What is set of destinations, by the setting's name and how the names of the secrets that go there begin."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, beginning in _DESTINATIONS.items():
+        value: Any = settings
+        for part in name.split("."):
+            value = cast("Mapping[str, Any]", value).get(part) if isinstance(value, Mapping) else None
+        found[name, beginning] = value
+    peers = settings.get("peers")
+    if isinstance(peers, Mapping):
+        for peer, place in cast("Mapping[str, Any]", peers).items():
+            found[f"peers.{peer}", f"peers.{peer}."] = place
+    return found
 
 
 def _wanted(provider: Provider, settings: Mapping[str, Any], told: set[str]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from app.domain.errors import Blank, Invalid, TooLong
+from app.domain.ports import ChannelProvider
 from app.graphql.context import Context
 from app.services import keys
 from app.services.channels import Credentials
@@ -16,6 +17,8 @@ MAX_SECRET, MAX_SECRETS = 16_384, 32
 MAX_KEY = 64
 
 _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_KEY - 1}}}\Z")
+#: Somebody may have put the secret itself where its name belongs, and what is refused is told and kept.
+_NO_NAME = "credentials holds a name that no secret of this provider has; `channelProviders` lists those it has"
 _UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -25,7 +28,7 @@ def sealed(context: Context, provider_name: str, channel_id: UUID, given: Any, s
         return Credentials()
     service, vault = context.services.channels, context.services.vault
     provider = service.provider(provider_name)
-    found = dict(_leaves(given))
+    found = dict(_leaves(provider, given))
     if len(found) > MAX_SECRETS:
         raise TooLong(f"a channel has at most {MAX_SECRETS} secrets", "credentials")
     plain = {key: value for key, value in found.items() if value is not None}
@@ -41,23 +44,29 @@ def sealed(context: Context, provider_name: str, channel_id: UUID, given: Any, s
     )
 
 
-def _leaves(given: Any) -> Iterator[tuple[str, str | None]]:
+def _leaves(provider: ChannelProvider, given: Any) -> Iterator[tuple[str, str | None]]:
     """Name and value of each secret; nested names are joined with dots."""
     if not isinstance(given, dict):
         raise Invalid("credentials must be a JSON object of secrets by name", "credentials")
     for key, value in cast("dict[str, Any]", given).items():
-        _name(key)
+        if not _NAME.match(key):
+            raise Invalid(_NO_NAME, "credentials")
         if isinstance(value, dict) and value:
             nested = cast("dict[str, Any]", value)
-            yield from _leaves({f"{key}.{name}": inner for name, inner in nested.items()})
+            yield from _leaves(provider, {f"{key}.{name}": inner for name, inner in nested.items()})
         else:
+            _name(provider, key)
             yield key, None if value is None else _value(key, value)
 
 
-def _name(key: str) -> None:
-    # Somebody may have put the secret itself where its name belongs, and what is refused is told and kept.
-    if not _NAME.match(key):
-        raise Invalid("credentials holds a name that no secret has", "credentials")
+def _name(provider: ChannelProvider, key: str) -> None:
+    schema = provider.credential_schema
+    if key in provider.settings_schema["properties"]:
+        raise Invalid(f"credentials.{key}: this is no secret: give it as a setting", "credentials", key)
+    if key not in schema["properties"] and not any(
+        re.fullmatch(pattern, key, re.ASCII) for pattern in schema.get("patternProperties", ())
+    ):
+        raise Invalid(_NO_NAME, "credentials")
 
 
 def _value(key: str, value: Any) -> str:

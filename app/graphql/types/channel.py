@@ -11,6 +11,7 @@ from app.domain.ports import ChannelProvider as Kind
 from app.domain.states import ChannelStatus
 from app.domain.viewer import Viewer
 from app.graphql.context import Info, Services
+from app.graphql.cost import Cost
 from app.graphql.types import node
 from app.graphql.types.page import PageInfo
 from app.graphql.types.pairing import ChannelPairing
@@ -20,6 +21,9 @@ from app.services.pages import Stretch
 
 if TYPE_CHECKING:
     from app.graphql.types.bot import Bot
+
+#: What a list of who waits costs: a connection to the bot's gateway.
+PAIRINGS = 10
 
 
 @strawberry.type(description="A place a bot can be talked to: a Discord bot account, a Telegram number, a web chat.")
@@ -53,7 +57,9 @@ class Channel(node.Node):
 
         return await bot_of(info.context, self.row.bot)
 
-    @strawberry.field(description="Who waits to be let in; null where the gateway does not say.")
+    @strawberry.field(
+        description="Who waits to be let in; null where the gateway does not say.", directives=[Cost(weight=PAIRINGS)]
+    )
     async def pairings(self, info: Info) -> list[ChannelPairing] | None:
         found = await info.context.services.pairings.waiting(self.row)
         return None if found is None else [ChannelPairing.of(each) for each in found]
