@@ -22,7 +22,6 @@ from anyio import to_thread
 from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
-from app.services import keys
 from tests import fake_openclaw
 from tests.harness import PATIENCE, REPO, Api, environ, serve
 from tests.journeys import documents as docs
