@@ -91,9 +91,7 @@ def _add_people(commands: Any) -> None:
     create.add_argument("--name", required=True, help="what it is for")
     create.add_argument("--scope", action="append", required=True, help="what it may do, for example fleet_read; again")
     life = create.add_mutually_exclusive_group()
-    life.add_argument(
-        "--days", type=_days, default=90, metavar="DAYS", help="days it works (90)"
-    )
+    life.add_argument("--days", type=_days, default=90, metavar="DAYS", help="days it works (90)")
     life.add_argument("--never-ends", action="store_true", help="let it work until it is revoked")
     deeds.add_parser("revoke", help="end a token and close its sockets").add_argument(
         "token", help="its id, as `clawnet tokens list` shows it"
