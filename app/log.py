@@ -9,11 +9,15 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Mapping
-from typing import TextIO, cast
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.domain.errors import ClawNetError
 
 #: Libraries that tell at INFO what is no news here (each probe of a bot's health, each change of a watched file).
 QUIET = ("httpcore", "httpx", "uvicorn.error", "watchfiles", "websockets")
@@ -48,6 +52,31 @@ _IN_TEXT = (
         rf"\1{HIDDEN}",
     ),
 )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a block behind a barrier."""
+
+    has_failed: bool = False
+
+
+@contextmanager
+def barrier(log: Any, event: str) -> Generator[Outcome, None, None]:
+    """Lets what goes wrong inside be told and go no further: one look that broke must not take a whole loop along.
+
+    What was raised on purpose (the database is away, say) is a warning, anything else an error with its traceback.
+    Cancellation passes.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except ClawNetError as error:
+        outcome.has_failed = True
+        log.warning(event, error=str(error))
+    except Exception:
+        outcome.has_failed = True
+        log.exception(event)
 
 
 def configure(format: str, level: str, stream: TextIO | None = None) -> None:  # noqa: A002 - the setting's word

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import log
+from app.domain.errors import Unavailable
 from app.vault import Secret
 
 TOKEN = "cn_p_abcdefghij23_Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4Zm9vYmFyYmF6cXV4_x1Y2z3"
@@ -237,3 +238,20 @@ def test_values_that_json_does_not_know_are_said_all_the_same():
     (found,) = objects(out)
     assert (found["nan"], found["odd"], found["raw"]) == ("nan", "<Odd>", "b'\\xff'")
     assert (found["many"], found["keys"], found["half"]) == ([1], {"1": 2}, "\ud800")
+
+
+def test_a_barrier_tells_what_went_wrong_and_lets_a_loop_go_on():
+    out = lines("json")
+    logger = structlog.stdlib.get_logger()
+    for wrong in (Unavailable("the database does not answer"), ZeroDivisionError("by accident"), None):
+        with log.barrier(logger, "not_looked_at") as look:
+            if wrong is not None:
+                raise wrong
+        assert look.has_failed is (wrong is not None)
+    planned, accident = objects(out)
+    assert (planned["level"], planned["error"]) == ("warning", "the database does not answer")
+    assert accident["level"] == "error"
+    assert "by accident" in json.dumps(accident)
+    # Who is cancelled, or told to end, is not held up.
+    with pytest.raises(KeyboardInterrupt), log.barrier(logger, "not_looked_at"):
+        raise KeyboardInterrupt

@@ -12,9 +12,9 @@ from app.db.engine import DB
 from app.domain.errors import Invalid, LimitReached, NotFound, Taken
 from app.domain.ids import new_id
 from app.domain.viewer import Viewer
-from app.services import audit, channels, pages, words
+from app.services import audit, channels, words
 from app.services.channels import account_id
-from app.services.pages import Order, Stretch, Where
+from app.services.parts import Parts
 from app.services.revisions import Revisions
 
 #: Rules that one bot may have, and what a priority may be.
@@ -50,47 +50,18 @@ class Match:
     priority: int
 
 
-_COLUMNS = "x.id, x.bot, x.channel, x.peer_kind, x.peer_id, x.account_id, x.priority, x.created_at"
-_SOURCE = "binding x JOIN bot b ON b.id = x.bot"
-_ORDER = Order("bindings.createdAt", "x.created_at", pages.time, "x.id")
+def _missing() -> NotFound:
+    return NotFound("there is no such binding", "bindingId")
 
 
-def _binding(row: dict[str, Any]) -> Binding:
-    return Binding(**row)
-
-
-def _visible(viewer: Viewer) -> Where:
-    return Where("b.desired <> 'DELETED' AND ($1 OR b.owner = $2)", viewer.sees_all, viewer.user_id)
-
-
-async def by_ids(viewer: Viewer, ids: list[UUID]) -> dict[UUID, Binding]:
-    """Those of the rules that there are and that the viewer may see."""
-    where = _visible(viewer)
-    where.add("x.id = ANY({}::uuid[])", ids)
-    rows = await DB.fetch(f"SELECT {_COLUMNS} FROM {_SOURCE} WHERE {where}", *where.values)
-    return {row["id"]: _binding(row) for row in rows}
-
-
-async def _require(viewer: Viewer, binding_id: UUID) -> Binding:
-    found = (await by_ids(viewer, [binding_id])).get(binding_id)
-    if found is None:
-        raise _missing()
-    return found
-
-
-async def page(viewer: Viewer, bot_id: UUID, stretch: Stretch) -> pages.Page[Binding]:
-    """A page of the bot's rules, the oldest first."""
-    return await pages.read(_COLUMNS, _SOURCE, _of(viewer, bot_id), _ORDER, stretch, _binding)
-
-
-async def count(viewer: Viewer, bot_id: UUID) -> int:
-    return await pages.count(_SOURCE, _of(viewer, bot_id))
-
-
-def _of(viewer: Viewer, bot_id: UUID) -> Where:
-    where = _visible(viewer)
-    where.add("x.bot = {}", bot_id)
-    return where
+#: Reads them: by identity, or page by page of one bot.
+READ = Parts(
+    "x.id, x.bot, x.channel, x.peer_kind, x.peer_id, x.account_id, x.priority, x.created_at",
+    "binding x JOIN bot b ON b.id = x.bot",
+    "bindings.createdAt",
+    lambda row: Binding(**row),
+    _missing,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +87,6 @@ async def rendered(bot_id: UUID) -> list[Rendered]:
     return [Rendered(**row) for row in rows]
 
 
-def _missing() -> NotFound:
-    return NotFound("there is no such binding", "bindingId")
-
-
 class Bindings:
     """Writes what people want of bindings."""
 
@@ -143,7 +110,7 @@ class Bindings:
                 await audit.note("bindingCreate", audit.Subject("Binding", identity), bot=str(bot_id))
         except asyncpg.UniqueViolationError as error:
             raise _taken() from error
-        return await _require(viewer, identity)
+        return await READ.require(viewer, identity)
 
     async def update(self, viewer: Viewer, binding_id: UUID, match: Match) -> Binding:
         """Replaces a rule; one that is so already is left alone."""
@@ -162,7 +129,7 @@ class Bindings:
                     await audit.note("bindingUpdate", audit.Subject("Binding", binding_id), bot=str(old["bot"]))
         except asyncpg.UniqueViolationError as error:
             raise _taken() from error
-        return await _require(viewer, binding_id)
+        return await READ.require(viewer, binding_id)
 
     async def delete(self, viewer: Viewer, binding_id: UUID) -> UUID:
         """Deletes a rule; the bot it led to."""

@@ -26,8 +26,8 @@ from app.domain.errors import (
 from app.domain.ports import ChannelProvider, ChannelRules
 from app.domain.states import ChannelStatus
 from app.domain.viewer import Viewer
-from app.services import audit, keys, pages, words
-from app.services.pages import Order, Stretch, Where
+from app.services import audit, keys, words
+from app.services.parts import Parts
 from app.services.revisions import Revisions
 from app.vault import Sealed, Vault
 
@@ -105,18 +105,21 @@ class Draft:
     settings: Any
 
 
+def missing() -> NotFound:
+    return NotFound("there is no such channel", "channelId")
+
+
 _COLUMNS = """
-  c.id, c.bot, c.provider, c.account_id, c.name, c.enabled, c.settings,
-  ARRAY(SELECT jsonb_object_keys(CASE WHEN jsonb_typeof(c.credentials) = 'object' THEN c.credentials ELSE '{}' END)
-    ORDER BY 1) AS credential_keys, c.credentials_key_id, jsonb_typeof(c.credentials) <> 'object' AS is_damaged,
-  c.credentials_updated_at, c.created_at, c.updated_at, s.status, s.error, s.last_connected_at,
-  CASE WHEN c.enabled AND p.status = 'ERROR' AND p.reason = 'CREDENTIALS_UNREADABLE' THEN
-    CASE WHEN jsonb_typeof(c.credentials) = 'object' THEN c.credentials ELSE '{}' END END AS suspects
+  x.id, x.bot, x.provider, x.account_id, x.name, x.enabled, x.settings,
+  ARRAY(SELECT jsonb_object_keys(CASE WHEN jsonb_typeof(x.credentials) = 'object' THEN x.credentials ELSE '{}' END)
+    ORDER BY 1) AS credential_keys, x.credentials_key_id, jsonb_typeof(x.credentials) <> 'object' AS is_damaged,
+  x.credentials_updated_at, x.created_at, x.updated_at, s.status, s.error, s.last_connected_at,
+  CASE WHEN x.enabled AND p.status = 'ERROR' AND p.reason = 'CREDENTIALS_UNREADABLE' THEN
+    CASE WHEN jsonb_typeof(x.credentials) = 'object' THEN x.credentials ELSE '{}' END END AS suspects
 """
 _SOURCE = (
-    "channel c JOIN channel_state s ON s.channel = c.id JOIN bot b ON b.id = c.bot JOIN bot_process p ON p.bot = b.id"
+    "channel x JOIN channel_state s ON s.channel = x.id JOIN bot b ON b.id = x.bot JOIN bot_process p ON p.bot = b.id"
 )
-_ORDER = Order("channels.createdAt", "c.created_at", pages.time, "c.id")
 
 
 def _channel(row: dict[str, Any]) -> Channel:
@@ -124,38 +127,8 @@ def _channel(row: dict[str, Any]) -> Channel:
     return Channel(**row | typed)
 
 
-def _visible(viewer: Viewer) -> Where:
-    return Where("b.desired <> 'DELETED' AND ($1 OR b.owner = $2)", viewer.sees_all, viewer.user_id)
-
-
-async def by_ids(viewer: Viewer, ids: list[UUID]) -> dict[UUID, Channel]:
-    """Those of the channels that there are and that the viewer may see."""
-    where = _visible(viewer)
-    where.add("c.id = ANY({}::uuid[])", ids)
-    rows = await DB.fetch(f"SELECT {_COLUMNS} FROM {_SOURCE} WHERE {where}", *where.values)
-    return {row["id"]: _channel(row) for row in rows}
-
-
-async def require(viewer: Viewer, channel_id: UUID) -> Channel:
-    found = (await by_ids(viewer, [channel_id])).get(channel_id)
-    if found is None:
-        raise missing()
-    return found
-
-
-async def page(viewer: Viewer, bot_id: UUID, stretch: Stretch) -> pages.Page[Channel]:
-    """A page of the bot's channels, the oldest first."""
-    return await pages.read(_COLUMNS, _SOURCE, _of(viewer, bot_id), _ORDER, stretch, _channel)
-
-
-async def count(viewer: Viewer, bot_id: UUID) -> int:
-    return await pages.count(_SOURCE, _of(viewer, bot_id))
-
-
-def _of(viewer: Viewer, bot_id: UUID) -> Where:
-    where = _visible(viewer)
-    where.add("c.bot = {}", bot_id)
-    return where
+#: Reads them: by identity, or page by page of one bot.
+READ = Parts(_COLUMNS, _SOURCE, "channels.createdAt", _channel, missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +174,6 @@ async def give_up(bot_id: UUID) -> int:
         bot_id,
     )
     return len(rows)
-
-
-def missing() -> NotFound:
-    return NotFound("there is no such channel", "channelId")
 
 
 class Channels:
@@ -304,7 +273,7 @@ class Channels:
                 )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "credentials", *filter(None, [credentials.exclusive])) from error
-        return await require(viewer, draft.id)
+        return await READ.require(viewer, draft.id)
 
     async def update(self, viewer: Viewer, channel_id: UUID, changes: Mapping[str, Any]) -> Channel:
         """Changes a channel; what is not among `changes` stays, and without any nothing happens.
@@ -320,7 +289,7 @@ class Channels:
                     await self._change(channel_id, old, columns)
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "enabled") from error
-        return await require(viewer, channel_id)
+        return await READ.require(viewer, channel_id)
 
     def _columns(self, old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """The columns that differ from what is there."""
@@ -371,7 +340,7 @@ class Channels:
                     await self._write_credentials(channel_id, old, credentials)
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "credentials", *filter(None, [credentials.exclusive])) from error
-        return await require(viewer, channel_id)
+        return await READ.require(viewer, channel_id)
 
     async def _write_credentials(self, channel_id: UUID, old: dict[str, Any], credentials: Credentials) -> None:
         leaves = _merged(old["credentials"], credentials)

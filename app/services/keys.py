@@ -12,13 +12,13 @@ import structlog
 from app import vault
 from app.db.engine import DB
 from app.domain.errors import (
-    ClawNetError,
     CredentialsUnreadable,
     KeyMismatch,
     KeyUnavailable,
     SecretError,
     SettingsError,
 )
+from app.log import barrier
 from app.services import audit
 from app.vault import Installation, MasterKey, Place, Sealed, Secret, Vault, WrappedFingerprintKey, WrappedKey
 
@@ -128,14 +128,11 @@ async def watch(opened: Vault) -> None:
     """Keeps up with changes of keys that other processes make. Runs until cancelled."""
     while True:
         await anyio.sleep(REFRESH_INTERVAL)
-        try:
-            await refresh(opened)
-        except KeyMismatch:
-            log.error("master_key_changed", remedy="start this server again with the new ENCRYPTION_KEY")
-        except ClawNetError as error:
-            log.warning("keyring_not_read", error=str(error))
-        except Exception:
-            log.exception("keyring_not_read")
+        with barrier(log, "keyring_not_read"):
+            try:
+                await refresh(opened)
+            except KeyMismatch:
+                log.error("master_key_changed", remedy="start this server again with the new ENCRYPTION_KEY")
 
 
 async def _create(master: MasterKey) -> Installation:

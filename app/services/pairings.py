@@ -59,7 +59,7 @@ class Pairings:
         """
         # Who may only look at it is told that there is none.
         await self._channels.provider_of(viewer, channel_id)
-        channel = await channels.require(viewer, channel_id)
+        channel = await channels.READ.require(viewer, channel_id)
         code = words.line(code, "code", MAX_CODE)
         running = await self._running(channel)
         if running is None:
@@ -69,7 +69,7 @@ class Pairings:
         action = "pairingApprove" if is_let_in else "pairingDismiss"
         await audit.note(action, audit.Subject("Channel", channel_id), bot=str(channel.bot))
         await self._gateway.resolve(running, channel.provider, channel.account_id, code, is_let_in=is_let_in)
-        return await channels.require(viewer, channel_id)
+        return await channels.READ.require(viewer, channel_id)
 
     async def _require_waiting(self, running: Running, channel: Channel, code: str) -> None:
         """So that nothing is noted that cannot be done."""

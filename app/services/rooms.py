@@ -19,9 +19,10 @@ import msgspec
 import structlog
 
 from app.db.engine import DB
-from app.domain.errors import BadInput, ClawNetError, Unavailable
+from app.domain.errors import BadInput, Unavailable
 from app.domain.events import RoomEvent
 from app.domain.ports import WakeRooms
+from app.log import barrier
 from app.pubsub.hub import Hub
 
 log = structlog.get_logger()
@@ -233,28 +234,17 @@ async def watch(hub: Hub) -> None:
     seen: dict[str, int] = {}
     while True:
         await anyio.sleep(POLL_INTERVAL)
-        try:
+        with barrier(log, "rooms_not_watched"):
             now = {name: head.seq for name, head in (await heads(hub.occupied())).items()}
-        except ClawNetError as error:
-            log.warning("rooms_not_watched", error=str(error))
-            continue
-        except Exception:
-            # One look that broke must not take the server along.
-            log.exception("rooms_not_watched")
-            continue
-        hub.wake([name for name, seq in now.items() if seen.get(name) != seq])
-        seen = now
+            hub.wake([name for name, seq in now.items() if seen.get(name) != seq])
+            seen = now
 
 
 async def forget() -> None:
     """Forgets, every now and then, what rooms need not remember. Runs until cancelled."""
     while True:
-        try:
+        with barrier(log, "rooms_not_pruned"):
             await prune()
-        except ClawNetError as error:
-            log.warning("rooms_not_pruned", error=str(error))
-        except Exception:
-            log.exception("rooms_not_pruned")
         await anyio.sleep(PRUNE_INTERVAL)
 
 

@@ -12,6 +12,7 @@ from app.domain.states import BotStatus, DesiredState, RestartMode
 from app.domain.viewer import Viewer
 from app.services import pages, words
 from app.services.pages import Order, Stretch, Where
+from app.services.parts import visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,6 @@ _COLUMNS = """
 _SOURCE = "bot b JOIN bot_process p ON p.bot = b.id"
 
 
-def _visible(viewer: Viewer) -> Where:
-    """A bot that is being deleted is gone for everybody but its runner."""
-    return Where("b.desired <> 'DELETED' AND ($1 OR b.owner = $2)", viewer.sees_all, viewer.user_id)
-
-
 def _bot(row: dict[str, Any]) -> Bot:
     typed: dict[str, Any] = {
         "restart_mode": RestartMode(row["restart_mode"]),
@@ -87,7 +83,7 @@ async def _find(where: Where) -> list[Bot]:
 
 async def by_ids(viewer: Viewer, ids: list[UUID]) -> dict[UUID, Bot]:
     """Those of the bots that there are and that the viewer may see."""
-    where = _visible(viewer)
+    where = visible(viewer)
     where.add("b.id = ANY({}::uuid[])", ids)
     return {bot.id: bot for bot in await _find(where)}
 
@@ -95,7 +91,7 @@ async def by_ids(viewer: Viewer, ids: list[UUID]) -> dict[UUID, Bot]:
 async def by_agent_id(viewer: Viewer, agent_id: str) -> Bot | None:
     if not words.AGENT_ID.match(agent_id):
         return None
-    where = _visible(viewer)
+    where = visible(viewer)
     where.add("b.agent_id = {}", agent_id)
     return next(iter(await _find(where)), None)
 
@@ -143,7 +139,7 @@ class Query:
 
 
 def _meant(viewer: Viewer, query: Query) -> Where:
-    where = _visible(viewer)
+    where = visible(viewer)
     if query.status is not None:
         where.add("p.status = ANY({}::text[])", [status.value for status in query.status])
     if query.owners is not None:

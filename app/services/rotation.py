@@ -21,10 +21,11 @@ import structlog
 from app import vault
 from app.db.engine import DB
 from app.domain import rooms as names
-from app.domain.errors import ClawNetError, Conflict, KeyMismatch, SecretError
+from app.domain.errors import Conflict, KeyMismatch, SecretError
 from app.domain.ids import new_id
 from app.domain.ports import WakeRooms
 from app.domain.states import KeyRotationState
+from app.log import barrier
 from app.services import audit, keys, rooms, words
 from app.services.keys import SealedColumn
 from app.vault import Vault
@@ -223,12 +224,8 @@ class Rotations:
         """Carries on whatever change of keys there is. Runs until cancelled."""
         while True:
             bell = self._bell
-            try:
+            with barrier(log, "key_rotation_interrupted"):
                 await self.carry_on()
-            except ClawNetError as error:
-                log.warning("key_rotation_interrupted", error=str(error))
-            except Exception:
-                log.exception("key_rotation_interrupted")
             with anyio.move_on_after(WATCH_INTERVAL):
                 await bell.wait()
             if bell.is_set():

@@ -14,10 +14,11 @@ import anyio
 import structlog
 
 from app.db.engine import DB
-from app.domain.errors import Blank, ClawNetError, Invalid, LimitReached, NotFound
+from app.domain.errors import Blank, Invalid, LimitReached, NotFound
 from app.domain.ports import WakeRooms
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
+from app.log import barrier
 from app.services import accounts, audit, pages, rooms, words
 from app.services.pages import Order, Page, Stretch, Where
 
@@ -218,12 +219,8 @@ async def standings(keys: list[str]) -> dict[str, Standing]:
 async def forget() -> None:
     """Forgets, every now and then, tokens that ended long ago. Runs until cancelled."""
     while True:
-        try:
+        with barrier(log, "tokens_not_forgotten"):
             await DB.fetch(
                 "DELETE FROM access_token WHERE least(revoked_at, expires_at) < now() - $1::interval", REMEMBERED
             )
-        except ClawNetError as error:
-            log.warning("tokens_not_forgotten", error=str(error))
-        except Exception:
-            log.exception("tokens_not_forgotten")
         await anyio.sleep(FORGET_INTERVAL)

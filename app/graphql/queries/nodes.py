@@ -39,14 +39,14 @@ async def _channels(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     viewer, services = context.caller, context.services
     if not viewer.may(TokenScope.FLEET_READ):
         return {}
-    return {key: Channel.from_row(row, services) for key, row in (await channels.by_ids(viewer, keys)).items()}
+    return {key: Channel.from_row(row, services) for key, row in (await channels.READ.by_ids(viewer, keys)).items()}
 
 
 async def _bindings(context: Context, keys: list[UUID]) -> dict[UUID, Node]:
     viewer = context.caller
     if not viewer.may(TokenScope.FLEET_READ):
         return {}
-    return {key: Binding.from_row(row) for key, row in (await bindings.by_ids(viewer, keys)).items()}
+    return {key: Binding.from_row(row) for key, row in (await bindings.READ.by_ids(viewer, keys)).items()}
 
 
 async def _providers(context: Context, keys: list[UUID]) -> dict[UUID, Node]:

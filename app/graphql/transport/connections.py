@@ -5,7 +5,7 @@ now and then in any case. What it may not do any more it does not go on doing: t
 comes back with what it has.
 """
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
@@ -15,9 +15,10 @@ import anyio
 import anyio.abc
 import structlog
 
-from app.domain.errors import ClawNetError, RateLimited
+from app.domain.errors import RateLimited
 from app.domain.states import TokenKind
 from app.domain.viewer import Viewer
+from app.log import barrier
 from app.pubsub.hub import Hub, HubClosed
 from app.services import accounts, rooms, tokens
 
@@ -92,14 +93,8 @@ class Connections:
             tasks.start_soon(self._look)
             tasks.start_soon(self._settle)
             while not self._hub.is_closed:
-                try:
+                with barrier(log, "rights_not_watched"), suppress(HubClosed):
                     await self._listen()
-                except HubClosed:
-                    break
-                except ClawNetError as error:
-                    log.warning("rights_not_watched", error=str(error))
-                except Exception:
-                    log.exception("rights_not_watched")
                 await anyio.sleep(PAUSE)
             tasks.cancel_scope.cancel()
 
@@ -119,19 +114,12 @@ class Connections:
             await anyio.sleep(FAREWELL)
             self._news = anyio.Event()
             changed, self._changed = self._changed, set[UUID]()
-            try:
+            with barrier(log, "rights_not_looked_at") as look:
                 await self._check([seat for user_id in changed for seat in self._seats_of(user_id)])
-            except ClawNetError as error:
-                log.warning("rights_not_looked_at", error=str(error))
-                await self._again(changed)
-            except Exception:
-                log.exception("rights_not_looked_at")
-                await self._again(changed)
-
-    async def _again(self, changed: set[UUID]) -> None:
-        self._changed |= changed
-        self._news.set()
-        await anyio.sleep(PAUSE)
+            if look.has_failed:
+                self._changed |= changed
+                self._news.set()
+                await anyio.sleep(PAUSE)
 
     def _seats_of(self, user_id: UUID) -> list[_Seat]:
         return [self._seats[peer] for peer in self._of_user.get(user_id, ())]
@@ -140,16 +128,12 @@ class Connections:
         next_backstop = anyio.current_time() + BACKSTOP
         while True:
             await anyio.sleep(TICK)
-            try:
+            with barrier(log, "tokens_not_looked_at"):
                 await self._end_expired()
                 if anyio.current_time() >= next_backstop:
                     next_backstop = anyio.current_time() + BACKSTOP
                     await self._keep_alive()
                     await self._check(list(self._seats.values()))
-            except ClawNetError as error:
-                log.warning("tokens_not_looked_at", error=str(error))
-            except Exception:
-                log.exception("tokens_not_looked_at")
 
     async def _end_expired(self) -> None:
         now = datetime.now(UTC)
@@ -188,10 +172,8 @@ class Connections:
         self._tasks.start_soon(self._close, seat.peer, code, reason)
 
     async def _close(self, peer: Peer, code: int, reason: str) -> None:
-        try:
+        with barrier(log, "socket_not_closed"):
             await peer.shut(code, reason)
-        except Exception:
-            log.exception("socket_not_closed")
 
 
 def _chunks(items: list[T]) -> list[list[T]]:

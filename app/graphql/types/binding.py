@@ -57,7 +57,7 @@ class Binding(node.Node):
 
 def _channel_loader(context: Context) -> DataLoader[UUID, Channel | None]:
     async def load(ids: list[UUID]) -> list[Channel | None]:
-        found = await channels.by_ids(context.caller, ids)
+        found = await channels.READ.by_ids(context.caller, ids)
         return [Channel.from_row(row, context.services) if (row := found.get(key)) else None for key in ids]
 
     return DataLoader(load_fn=load, cache=False)
@@ -82,11 +82,11 @@ class BindingConnection:
         "Null where counting is too dear."
     )
     async def total_count(self) -> int | None:
-        return await bindings.count(self.viewer, self.bot_id)
+        return await bindings.READ.count(self.viewer, self.bot_id)
 
     @classmethod
     async def read(cls, viewer: Viewer, bot_id: UUID, stretch: Stretch) -> "BindingConnection":
-        page = await bindings.page(viewer, bot_id, stretch)
+        page = await bindings.READ.page(viewer, bot_id, stretch)
         edges = [BindingEdge(cursor=cursor, node=Binding.from_row(row)) for cursor, row in page.items]
         return cls(
             edges=edges,

@@ -111,11 +111,11 @@ class ChannelConnection:
         "Null where counting is too dear."
     )
     async def total_count(self) -> int | None:
-        return await channels.count(self.viewer, self.bot_id)
+        return await channels.READ.count(self.viewer, self.bot_id)
 
     @classmethod
     async def read(cls, viewer: Viewer, services: Services, bot_id: UUID, stretch: Stretch) -> "ChannelConnection":
-        page = await channels.page(viewer, bot_id, stretch)
+        page = await channels.READ.page(viewer, bot_id, stretch)
         edges = [ChannelEdge(cursor=cursor, node=Channel.from_row(row, services)) for cursor, row in page.items]
         return cls(
             edges=edges,
