@@ -3,6 +3,7 @@
 ClawNetError
   Refusal                what the caller can mend: becomes a `userError` of a mutation
     Blank Invalid TooLong Taken NotFound Conflict Stale LimitReached GatewayFailed CredentialsRefused
+      SignInRefused
   Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
     Unauthenticated Forbidden Missing Unavailable BadInput RateLimited
   StartFailure           why a bot's process could not be started; ends in its `errorMessage`
@@ -31,6 +32,8 @@ class Refusal(ClawNetError):
     """
 
     code = "INVALID"
+    #: It stands in the audit trail already.
+    is_told = False
 
     def __init__(self, message: str, *field: str) -> None:
         super().__init__(message)
@@ -96,6 +99,12 @@ class CredentialsRefused(Refusal):
     """The credentials were refused."""
 
     code = "CREDENTIALS_REFUSED"
+
+
+class SignInRefused(CredentialsRefused):
+    """Somebody did not get in; told by who refused it, because nobody is known to have asked."""
+
+    is_told = True
 
 
 class Denied(ClawNetError):

@@ -12,7 +12,7 @@ from strawberry.extensions import FieldExtension
 from strawberry.schema_directive import Location
 from strawberry.types.field import StrawberryField
 
-from app.domain.errors import CredentialsRefused, Denied, Forbidden, Refusal
+from app.domain.errors import Denied, Forbidden, Refusal
 from app.domain.states import TokenScope
 from app.graphql import cost
 from app.graphql.context import Info
@@ -83,10 +83,10 @@ class _Payloads(FieldExtension):
 
 async def _note_refusal(info: Info, given: Any, refusal: Refusal | Denied) -> None:
     """Refusals are told in a transaction of their own: what was refused was rolled back."""
-    # A sign-in tells its own story, also of people nobody knows.
-    if info.context.known is not None and not isinstance(refusal, CredentialsRefused):
-        field = refusal.field if isinstance(refusal, Refusal) else None
-        await audit.note(info.field_name, _subject(given), refusal=refusal.code, field=field)
+    if info.context.known is None or (isinstance(refusal, Refusal) and refusal.is_told):
+        return
+    field = refusal.field if isinstance(refusal, Refusal) else None
+    await audit.note(info.field_name, _subject(given), refusal=refusal.code, field=field)
 
 
 def _subject(given: Any) -> audit.Subject | None:

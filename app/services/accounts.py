@@ -163,7 +163,7 @@ async def touch(token_ids: list[str]) -> dict[str, dict[str, Any]]:
     return {row["id"]: {"expires_at": row["expires_at"]} for row in rows}
 
 
-async def still(scope: TokenScope | None = None) -> None:
+async def still(*scopes: TokenScope) -> None:
     """Whoever acts may still do so: the last word of a transaction that gives rights away.
 
     A document can wait for a minute between its first look at the token and this.
@@ -183,8 +183,9 @@ async def still(scope: TokenScope | None = None) -> None:
     if row is None:
         raise Unauthenticated("your token does not count any more")
     viewer = Viewer(UUID(int=0), key, UserRole(row["role"]), frozenset(TokenScope(one) for one in row["scopes"]))
-    if scope is not None and not viewer.may(scope):
-        raise Forbidden(f"your token may not {scope} any more")
+    for scope in scopes:
+        if not viewer.may(scope):
+            raise Forbidden(f"your token may not {scope} any more")
 
 
 async def users(ids: list[UUID]) -> dict[UUID, User]:

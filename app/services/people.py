@@ -9,7 +9,16 @@ from uuid import UUID
 import asyncpg
 
 from app.db.engine import DB
-from app.domain.errors import Conflict, CredentialsRefused, Invalid, NotFound, RateLimited, Refusal, Taken
+from app.domain.errors import (
+    Conflict,
+    CredentialsRefused,
+    Invalid,
+    NotFound,
+    RateLimited,
+    Refusal,
+    SignInRefused,
+    Taken,
+)
 from app.domain.ports import WakeRooms
 from app.domain.states import TokenKind, TokenScope, UserRole
 from app.domain.viewer import Viewer
@@ -26,10 +35,6 @@ SCOPES = {
 }
 #: The same words whatever was wrong: who has an account here is nobody's business.
 REFUSED = "the address or the password is wrong"
-
-
-class _Overtaken(CredentialsRefused):
-    """The password was changed, or the person shut out, between the look at it and the sign-in."""
 
 
 class SignInLimits(Protocol):
@@ -63,7 +68,7 @@ class People:
         Unknown, disabled and mistaken people take the same steps, so that neither words nor time tell them apart.
 
         Raises:
-            CredentialsRefused: They do not fit.
+            SignInRefused: They do not fit.
             RateLimited: Too many tries with this address, or from this one.
         """
         email = _sought(email)
@@ -74,15 +79,13 @@ class People:
         kept = row["password_hash"] if row else None
         is_right = await self._passwords.fits(password, kept)
         if row is None or kept is None or not is_right or row["disabled_at"] is not None:
-            subject = audit.Subject("User", row["id"]) if row else None
-            await audit.note("signIn", subject, refusal=CredentialsRefused.code, email=_masked(email))
-            raise CredentialsRefused(REFUSED)
+            await _tell_refused(row["id"] if row else None, email)
+            raise SignInRefused(REFUSED)
         fresh = await self._passwords.derive(password) if passwords.is_outdated(kept) else None
         try:
             return await self._begin_session(row["id"], kept, fresh)
-        except _Overtaken:
-            subject = audit.Subject("User", row["id"])
-            await audit.note("signIn", subject, refusal=CredentialsRefused.code, email=_masked(email))
+        except SignInRefused:
+            await _tell_refused(row["id"], email)
             raise
 
     async def _count(self, email: str) -> None:
@@ -106,7 +109,7 @@ class People:
                 user_id, kept, fresh,
             )  # fmt: skip
             if row is None:
-                raise _Overtaken(REFUSED)
+                raise SignInRefused(REFUSED)
             scopes = SCOPES[UserRole(row["role"])]
             text = await accounts.add_token(user_id, "sign-in", scopes, accounts.SESSION_LIFE, TokenKind.SESSION)
             viewer = await accounts.viewer_of(text)
@@ -133,8 +136,6 @@ class People:
         if row["password_hash"] is None:
             raise Conflict("no password is set; an administrator sets the first one with userUpdate", "currentPassword")
         if not await self._passwords.fits(current, row["password_hash"]):
-            subject = audit.Subject("User", viewer.user_id)
-            await audit.note("passwordChange", subject, refusal=CredentialsRefused.code, field=["currentPassword"])
             raise CredentialsRefused("the current password is wrong", "currentPassword")
         fresh = await self._passwords.derive(passwords.checked(new, "newPassword", *_known(row["email"], row["name"])))
         async with DB.transaction():
@@ -253,6 +254,11 @@ def _sought(email: str) -> str:
         return checked_email(text)
     except Refusal:
         return ""
+
+
+async def _tell_refused(user_id: UUID | None, email: str) -> None:
+    subject = audit.Subject("User", user_id) if user_id else None
+    await audit.note("signIn", subject, refusal=SignInRefused.code, email=_masked(email))
 
 
 def _masked(email: str) -> str:

@@ -137,8 +137,7 @@ async def create(
             "accessTokenCreate", audit.Subject("AccessToken", made.id),
             name=name, scopes=made.scopes, expiresAt=made.expires_at,
         )  # fmt: skip
-        for scope in made.scopes:
-            await accounts.still(scope)
+        await accounts.still(*made.scopes)
     return made, text
 
 

@@ -263,6 +263,8 @@ async def test_an_exclusive_credential_serves_one_open_channel_in_the_whole_flee
         refused = await leo.run(CREATE, input=given | same)
         (error,) = refused["userErrors"]
         assert (error["code"], error["field"]) == ("CREDENTIALS_REFUSED", ["credentials", "botToken"])
+        (told,) = await DB.fetch("SELECT action, detail FROM audit_entry WHERE refusal = 'CREDENTIALS_REFUSED'")
+        assert told == {"action": "channelCreate", "detail": {"field": ["credentials", "botToken"]}}
         for word in (hers["id"], hers["databaseId"], "Mia", "hana", first["id"], token(1)):
             assert word not in json.dumps(refused)
         # One that is switched off may have it, and cannot be opened with it.
