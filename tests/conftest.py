@@ -18,8 +18,15 @@ Connect = dict[str, Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real OpenClaw takes longest, so it begins first, beside everything else."""
+    """Where tests run side by side, each file stays in one process.
+
+    All that run real OpenClaw stay in one together, and begin first: two of them at a time would take every core there
+    is, and each other's patience.
+    """
     items.sort(key=lambda item: item.get_closest_marker("openclaw") is None)
+    for item in items:
+        is_real = item.get_closest_marker("openclaw") is not None
+        item.add_marker(pytest.mark.xdist_group("openclaw" if is_real else str(item.path)))
 
 
 @asynccontextmanager
