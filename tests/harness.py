@@ -60,7 +60,10 @@ class Api:
 
     @asynccontextmanager
     async def listen(self, query: str, **variables: Any) -> AsyncGenerator["Heard"]:
-        """An open subscription. `async for` gives the root field's value of each event."""
+        """An open subscription. `async for` gives the root field's value of each event.
+
+        Rooms that are named tell their present first, and it is waited for: whatever happens from then on is heard.
+        """
         uri = self.url.replace("http", "ws", 1) + "/graphql"
         async with websockets.connect(uri, subprotocols=["graphql-transport-ws"], proxy=None) as socket:
             payload = {"authorization": f"Bearer {self.token}"} if self.token else {}
@@ -68,7 +71,10 @@ class Api:
             assert json.loads(await socket.recv())["type"] == "connection_ack"
             body = {"query": query, "variables": variables}
             await socket.send(json.dumps({"id": "1", "type": "subscribe", "payload": body}))
-            yield Heard(socket)
+            ear = Heard(socket)
+            if variables.keys() & {"ids", "names"} and variables.get("after") is None:
+                ear.begin(await ear.receive())
+            yield ear
 
 
 class Heard:
@@ -77,13 +83,25 @@ class Heard:
     def __init__(self, socket: Any) -> None:
         self.socket = socket
         self.seen: list[Any] = []
+        self._first: dict[str, Any] | None = None
+
+    def begin(self, message: dict[str, Any]) -> None:
+        """Puts back what was read too early."""
+        self._first = message
+
+    async def receive(self) -> dict[str, Any]:
+        """The next message, whatever it is."""
+        if (message := self._first) is not None:
+            self._first = None
+            return message
+        with anyio.fail_after(PATIENCE):
+            return json.loads(await self.socket.recv())
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        with anyio.fail_after(PATIENCE):
-            message = json.loads(await self.socket.recv())
+        message = await self.receive()
         if message["type"] == "complete":
             raise StopAsyncIteration
         if message["type"] == "error":

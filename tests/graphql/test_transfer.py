@@ -26,7 +26,6 @@ from tests.graphql.people import (
     code,
     first,
     global_id,
-    heard,
     house,
     person,
     provider,
@@ -76,7 +75,7 @@ async def to_the_end(ear: Heard) -> tuple[list[Any], str]:
     """What is heard before the operation ends with an error, and the error's code; the socket lives on."""
     said: list[Any] = []
     while True:
-        message = await heard(ear.socket)
+        message = await ear.receive()
         answer = answered(message)
         if "errors" in answer:
             break
@@ -85,11 +84,11 @@ async def to_the_end(ear: Heard) -> tuple[list[Any], str]:
     assert answer["data"] is None
     assert error["extensions"]["requestId"]
     if message["type"] == "next":
-        assert await heard(ear.socket) == {"id": "1", "type": "complete"}
+        assert await ear.receive() == {"id": "1", "type": "complete"}
     body = {"query": "{ serverInfo { version } }"}
     await ear.socket.send(json.dumps({"id": "2", "type": "subscribe", "payload": body}))
-    assert (await heard(ear.socket))["id"] == "2"
-    assert await heard(ear.socket) == {"id": "2", "type": "complete"}
+    assert (await ear.receive())["id"] == "2"
+    assert await ear.receive() == {"id": "2", "type": "complete"}
     return said, error["extensions"]["code"]
 
 
