@@ -1,4 +1,4 @@
-"""`clawnet keys`: change data keys, wrap them with another master key, see whether everything can be opened."""
+"""`clawnet keys`: change data keys and the master key, see whether everything can be opened, delete old keys."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from app.db.engine import DB
 from app.domain.errors import ClawNetError, Refusal, SettingsError
 from app.domain.states import KeyRotationState
 from app.main import KEY_FILE, database, encryption_key, protect
-from app.services import audit, keys, rotation
+from app.services import audit, data_keys, keys, rotation, sealed_rows
 from app.services.rotation import Rotation, Rotations
 from app.settings import Settings
 from app.vault import Vault, key_file
@@ -50,6 +50,9 @@ async def _deed(arguments: argparse.Namespace, wanted: Settings) -> int:
             return await _rekey(wanted)
         case "verify":
             return await _verify(await _open(wanted))
+        case "prune":
+            await _open(wanted)  # Who cannot open the keyring takes nothing out of it.
+            return await _prune(arguments.days)
         case _:
             return await _status()
 
@@ -96,11 +99,12 @@ async def _follow(identity: UUID, wait: float) -> Rotation:
     while True:
         now = await rotation.get(identity)
         assert now is not None  # Rows of changes are never deleted.
-        bar.show(now.done + now.failed, now.total)
+        come_to = now.done + now.failed
+        bar.show(come_to, now.total)
         if now.state is not KeyRotationState.RUNNING:
             bar.end()
             return now
-        if now.done >= now.total and not is_waiting:
+        if come_to >= now.total and not is_waiting:
             is_waiting = True
             bar.end()
             _say(f"every server takes the new key in; a last look follows in {wait:g} s")
@@ -129,9 +133,9 @@ def _previous(wanted: Settings) -> str:
 
 
 async def _verify(opened: Vault) -> int:
-    total = sum(sum(key.counts.values()) for key in await rotation.versions())
+    total = sum(sum(key.counts.values()) for key in await data_keys.versions())
     bar = Bar("looked at")
-    checked = await rotation.verify(opened, lambda seen: bar.show(seen, total))
+    checked = await sealed_rows.verify(opened, lambda seen: bar.show(seen, total))
     bar.end()
     for table, number in checked.opened.items():
         print(f"{table}: {number} can be opened")
@@ -140,10 +144,24 @@ async def _verify(opened: Vault) -> int:
     return 1 if checked.unreadable else 0
 
 
+async def _prune(days: int) -> int:
+    gone = await data_keys.prune(days)
+    if not gone:
+        print(f"no key has been out of use for {days} days")
+        return 0
+    last = max(key.retired_at for key in gone if key.retired_at)
+    print(f"deleted: {', '.join(f'key {key.key_id}' for key in gone)}")
+    print(
+        f"rows out of backups from before {_day(last)} cannot be opened here any more; a backup that is restored as a "
+        "whole brings its keys"
+    )
+    return 0
+
+
 async def _status() -> int:
     tables = [column.table for column in keys.SEALED]
     _row("key", "state", *tables, "made", "retired", "master key")
-    for key in await rotation.versions():
+    for key in await data_keys.versions():
         counts = [str(key.counts.get(table, 0)) for table in tables]
         _row(str(key.key_id), key.state, *counts, _day(key.created_at), _day(key.retired_at), key.kek_id.hex())
     row = await DB.fetch_one("SELECT id FROM key_rotation ORDER BY started_at DESC LIMIT 1")

@@ -71,8 +71,18 @@ class Phase(StrEnum):
 
     WAITING = "waiting"
     PREPARING = "preparing"
+    PLUGIN = "plugin"
     CHECKING = "checking"
     LAUNCHING = "launching"
+
+
+class PluginStep(StrEnum):
+    """What is being done about a channel's plugin."""
+
+    WAITING = "waiting"
+    ASKING = "asking"
+    DOWNLOADING = "downloading"
+    INSTALLING = "installing"
 
 
 class RestartMode(StrEnum):
@@ -133,6 +143,7 @@ class NotificationKind(StrEnum):
     BOT_ERROR = "BOT_ERROR"
     BOT_STOPPED = "BOT_STOPPED"
     BOT_RECOVERED = "BOT_RECOVERED"
+    KEY_ROTATION = "KEY_ROTATION"
 
 
 class ChannelStatus(StrEnum):
@@ -142,6 +153,15 @@ class ChannelStatus(StrEnum):
     CONNECTING = "CONNECTING"
     CONNECTED = "CONNECTED"
     ERROR = "ERROR"
+
+
+class ChannelLoginState(StrEnum):
+    """How far the linking of a channel by a code has come."""
+
+    WAITING = "WAITING"
+    CODE = "CODE"
+    LINKED = "LINKED"
+    FAILED = "FAILED"
 
 
 class KeyRotationState(StrEnum):

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import anyio
@@ -52,10 +52,13 @@ class SealedColumn:
         """The sealed values of a row with their places, by key; a plain column's key is empty."""
         if not self.is_json:
             return {"": (Place(self.label, str(row_id), self.column, path), value)}
+        if not isinstance(value, dict):
+            # Nothing in it can be told apart: it is refused as one value.
+            return {"": (Place(self.label, str(row_id), self.column, path), "")}
         return {
             # What is no text is no ciphertext either, and is refused as such.
             key: (Place(self.label, str(row_id), self.column, f"{path}.{key}"), it if isinstance(it, str) else "")
-            for key, it in value.items()
+            for key, it in cast("dict[str, Any]", value).items()
         }
 
 
@@ -141,6 +144,7 @@ async def _create(master: MasterKey) -> Installation:
         await hold()
         if found := await installation():
             return found
+        await _require_nothing_sealed()
         found, first = await anyio.to_thread.run_sync(vault.new_keyring, master)
         await DB.fetch(
             "INSERT INTO installation (id, salt, kdf, created_at) VALUES ($1, $2, $3, now())",
@@ -149,6 +153,17 @@ async def _create(master: MasterKey) -> Installation:
         await keep_fingerprint_key(found.fingerprint)
         await add_key(first)
     return found
+
+
+async def _require_nothing_sealed() -> None:
+    """A new keyring opens nothing old, and once it is there nobody looks for the lost one."""
+    for column in SEALED:
+        empty = f" AND {column.column} <> '{{}}'::jsonb" if column.is_json else ""
+        if await DB.fetch_one(f"SELECT 1 FROM {column.table} WHERE {column.column} IS NOT NULL{empty} LIMIT 1"):
+            raise KeyMismatch(
+                f"the table {column.table} holds secrets, and this database has no keys: restore the tables "
+                "installation and keyring from a backup"
+            )
 
 
 async def rekey(new: str, old: str) -> bool:

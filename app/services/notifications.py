@@ -28,6 +28,13 @@ async def add(
     await rooms.append(wake, [names.notifications(user_id)], "CREATED", payload, user_id)
 
 
+async def add_to_administrators(wake: WakeRooms, kind: NotificationKind, title: str, body: str | None) -> None:
+    """As `add`, for everybody who administers this installation now."""
+    # In one order, so that two that tell them at the same moment do not wait for each other.
+    for row in await DB.fetch("SELECT id FROM app_user WHERE role = 'ADMIN' AND disabled_at IS NULL ORDER BY id"):
+        await add(wake, row["id"], kind, title, body)
+
+
 async def unread(user_id: UUID) -> int:
     row = await DB.fetch_one('SELECT count(*) AS n FROM notification WHERE "user" = $1 AND read_at IS NULL', user_id)
     return 0 if row is None else row["n"]

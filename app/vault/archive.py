@@ -25,12 +25,9 @@ from typing import IO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from app.domain.errors import ArchiveDamaged, WrongPassphrase
-from app.vault import SCRYPT_N, SCRYPT_P, SCRYPT_R
+from app.vault.kdf import hkdf, stretch
 
 #: Shortest and longest passphrase, in characters.
 MIN_PASSPHRASE, MAX_PASSPHRASE = 12, 1024
@@ -141,8 +138,7 @@ def _require_head(header: bytes) -> None:
 
 def _keys(passphrase: str, salt: bytes) -> tuple[bytes, bytes]:
     """The key, and the commitment to it."""
-    ikm = Scrypt(salt=salt, length=32, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P).derive(passphrase.encode())
-    okm = HKDF(algorithm=SHA256(), length=64, salt=salt, info=b"clawnet/backup/v1").derive(ikm)
+    okm = hkdf(stretch(passphrase.encode(), salt), salt, b"clawnet/backup/v1", 64)
     return okm[:32], okm[32:]
 
 

@@ -14,7 +14,8 @@ import anyio
 import anyio.to_thread
 
 from app.db.engine import DB
-from app.services import keys, rotation
+from app.domain.states import UserRole
+from app.services import accounts, data_keys, keys, rotation, sealed_rows
 from app.vault import Vault
 from tests.commands.test_people import Clawnet
 from tests.fake_openclaw import install
@@ -88,7 +89,7 @@ async def test_nothing_is_lost_however_often_a_change_of_keys_is_killed(
                 came_to.append(now.done)
                 # At any moment everything can be opened, by who knows both keys.
                 await keys.refresh(vault)
-                assert (await rotation.verify(vault, print)).unreadable == []
+                assert (await sealed_rows.verify(vault, print)).unreadable == []
             writer.is_over = True
         await _slow(False)
         assert writer.writes > 20
@@ -99,7 +100,7 @@ async def test_nothing_is_lost_however_often_a_change_of_keys_is_killed(
         await keys.refresh(vault)
         assert await stored(vault) == known
         assert await key_ids() == {vault.active_key_id}
-        assert {key.state for key in await rotation.versions()} == {"retired", "active"}
+        assert {key.state for key in await data_keys.versions()} == {"retired", "active"}
         verified = await clawnet("keys", "verify")
         assert verified.splitlines() == [
             "bot_secret: 300 can be opened",
@@ -128,6 +129,85 @@ async def _rotate_and_kill(clawnet: Clawnet, after: float) -> None:
     assert process.stderr is not None
     process.stderr.close()
     await anyio.to_thread.run_sync(process.wait)
+
+
+#: Where a change of keys is held until it was killed: the write that waits, and how many values are through by then.
+POINTS = {
+    "before it began": ("INSERT ON key_rotation FOR EACH ROW", None),
+    "in its first batch": ("UPDATE ON bot_secret FOR EACH ROW", 0),
+    "when its first batch is counted": ("UPDATE OF done ON key_rotation FOR EACH ROW", 0),
+    "between two batches": ("UPDATE OF done ON key_rotation FOR EACH ROW WHEN (OLD.done = 200)", 200),
+    "between two tables": ("UPDATE ON channel FOR EACH ROW", 500),
+    "when the old key ends": ("UPDATE ON keyring FOR EACH ROW WHEN (NEW.state = 'retired')", 1500),
+    "when it ends itself": ("UPDATE OF state ON key_rotation FOR EACH ROW", 1500),
+    "when that is noted": ("INSERT ON audit_entry FOR EACH ROW WHEN (NEW.action = 'keyRotationEnd')", 1500),
+    "when administrators are told": ("INSERT ON notification FOR EACH ROW", 1500),
+}
+#: The advisory lock that a held write waits for, and the locks of this kind in this database.
+HELD = 4711
+ADVISORY = (
+    "SELECT objid FROM pg_locks JOIN pg_database d ON d.oid = database "
+    "WHERE locktype = 'advisory' AND datname = current_database()"
+)
+
+
+async def test_a_change_of_keys_is_carried_on_from_wherever_it_was_killed(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wanted = environ(tmp_path, database, None, CLAWNET_KEY_ROTATION_WAIT="0")
+    clawnet = Clawnet(wanted)
+    async with opened(database, wanted["ENCRYPTION_KEY"]) as vault:
+        known = await fill(vault, 250)
+        await accounts.add_user("Ada", UserRole.ADMIN)
+        for point, (write, done) in POINTS.items():
+            await _kill_at(clawnet, write)
+            now = await rotation.running()
+            assert (now and now.done) == done, point
+            assert [key.state for key in await data_keys.versions()] == (["decrypt"] if now else []) + ["active"], point
+            # At any moment everything can be opened, by who knows both keys.
+            await keys.refresh(vault)
+            assert await stored(vault) == known, point
+        printed = await clawnet("keys", "rotate")
+        assert f"encrypted with key 2: {len(known)}, not readable: 0" in printed
+        assert await stored(vault) == known
+        assert await key_ids() == {2}
+        assert [key.state for key in await data_keys.versions()] == ["retired", "active"]
+        # What was cut off left no trace: one change, one beginning, one end, one notification.
+        assert len(await DB.fetch("SELECT id FROM key_rotation")) == 1
+        notes = await DB.fetch("SELECT action FROM audit_entry ORDER BY id")
+        assert [note["action"] for note in notes] == ["keyRotationStart", "keyRotationEnd"]
+        assert len(await DB.fetch("SELECT id FROM notification")) == 1
+
+
+async def _kill_at(clawnet: Clawnet, write: str, deed: str = "rotate") -> None:
+    """Runs a change of keys until its connection waits in this write, and kills it there."""
+    await DB.fetch(
+        "CREATE OR REPLACE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"PERFORM pg_advisory_xact_lock_shared({HELD}); RETURN NEW; END $$"
+    )
+    await DB.fetch(f"CREATE TRIGGER held BEFORE {write} EXECUTE FUNCTION held()")
+    holder = await DB.connect()
+    try:
+        await holder.execute(f"SELECT pg_advisory_lock({HELD})")
+        command = [sys.executable, "-m", "app", "keys", deed]
+        async with await anyio.open_process(command, cwd=REPO, env=clawnet._environ, stderr=None) as process:
+            with anyio.fail_after(PATIENCE):
+                while not await _waiting(holder):
+                    assert process.returncode is None
+                    await anyio.sleep(0.02)
+            process.kill()
+            assert await process.wait() == -9
+    finally:
+        await holder.close()
+    with anyio.fail_after(PATIENCE):
+        # Its connections find that out one after the other.
+        while await DB.fetch(ADVISORY):
+            await anyio.sleep(0.02)
+    await DB.fetch(f"DROP TRIGGER held ON {write.partition(' ON ')[2].split()[0]}")
+
+
+async def _waiting(holder: Any) -> bool:
+    return await holder.fetchval(f"SELECT EXISTS ({ADVISORY} AND objid = $1 AND NOT granted)", HELD)
 
 
 async def test_keys_are_changed_beside_a_server_that_goes_on(database: dict[str, Any], tmp_path: Path) -> None:
@@ -187,6 +267,27 @@ async def test_what_cannot_be_opened_is_named_with_status_1(database: dict[str, 
         await clawnet("keys", "verify")
 
 
+async def test_old_keys_are_deleted_with_a_word_about_backups(database: dict[str, Any], tmp_path: Path) -> None:
+    wanted = environ(tmp_path, database, None, CLAWNET_KEY_ROTATION_WAIT="0")
+    clawnet = Clawnet(wanted)
+    async with opened(database, wanted["ENCRYPTION_KEY"]) as vault:
+        known = await fill(vault, 2)
+        (old,) = await DB.fetch("SELECT id, sealed FROM bot_secret LIMIT 1")
+        await clawnet("keys", "rotate")
+        assert "no key has been out of use for 30 days" in await clawnet("keys", "prune")
+        await DB.fetch("UPDATE keyring SET retired_at = '2026-01-02' WHERE key_id = 1")
+        (now,) = await DB.fetch("SELECT sealed FROM bot_secret WHERE id = $1", old["id"])
+        await DB.fetch("UPDATE bot_secret SET sealed = $2 WHERE id = $1", old["id"], old["sealed"])
+        assert "still needed: key 1 (1 rows); nothing was deleted" in await clawnet("keys", "prune", status=1)
+        await DB.fetch("UPDATE bot_secret SET sealed = $2 WHERE id = $1", old["id"], now["sealed"])
+        assert await clawnet("keys", "prune", "--days", "300") == (
+            "deleted: key 1\n"
+            "rows out of backups from before 2026-01-02 cannot be opened here any more; a backup that is restored as a "
+            "whole brings its keys\n"
+        )
+        assert await stored(await keys.open_vault(wanted["ENCRYPTION_KEY"])) == known
+
+
 async def test_a_bar_shows_at_a_terminal_how_far_it_is(database: dict[str, Any], tmp_path: Path) -> None:
     wanted = environ(tmp_path, database, None, CLAWNET_KEY_ROTATION_WAIT="0")
     async with opened(database, wanted["ENCRYPTION_KEY"]) as vault:
@@ -210,6 +311,10 @@ async def test_another_master_key_takes_the_place_of_the_one_before(database: di
     old = wanted["ENCRYPTION_KEY"]
     async with opened(database, old) as vault:
         known = await fill(vault, 2)
+        # Killed at its last write, it has changed nothing.
+        killed = Clawnet({**wanted, "ENCRYPTION_KEY": OTHER, "ENCRYPTION_KEY_PREVIOUS": old})
+        await _kill_at(killed, "UPDATE OF kdf ON installation FOR EACH ROW", "rekey")
+        assert await stored(await keys.open_vault(old)) == known
     assert "ENCRYPTION_KEY_PREVIOUS is not set" in await Clawnet(wanted)("keys", "rekey", status=78)
     changed = Clawnet({**wanted, "ENCRYPTION_KEY": OTHER, "ENCRYPTION_KEY_PREVIOUS": old})
     wrong = Clawnet({**wanted, "ENCRYPTION_KEY": OTHER, "ENCRYPTION_KEY_PREVIOUS": OTHER[::-1]})

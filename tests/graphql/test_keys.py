@@ -8,7 +8,8 @@ from app.db.engine import DB
 from app.domain.states import UserRole
 from app.services import keys
 from app.vault import Vault
-from tests.graphql.people import ERRORS, code, first, global_id, house, person, provider
+from tests.graphql.people import ERRORS, Caller, code, first, global_id, house, person, provider
+from tests.graphql.test_channels import SET, channel
 from tests.harness import environ, running_server
 from tests.journeys import story
 from tests.services.sealed_rows import fill, stored
@@ -17,6 +18,7 @@ START = f"""mutation($input: KeyRotationStartInput!) {{ keyRotationStart(input: 
 keyRotation {{ id state fromVersion toVersion total done failed startedAt finishedAt }}
 clientMutationId {ERRORS} }} }}"""
 FOLLOW = """subscription($id: ID!) { keyRotation(id: $id) { id state total done failed finishedAt } }"""
+ROOM = "subscription($names: [String!]!) { room(names: $names) { type event data } }"
 VERSIONS = "{ encryptionKeys { version active credentialCount createdAt } }"
 
 
@@ -71,24 +73,23 @@ async def _vault(database: dict[str, Any], folder: Path) -> Vault:
 
 
 async def test_its_room_is_the_administrators(database: dict[str, Any], tmp_path: Path) -> None:
-    room = "subscription($names: [String!]!) { room(names: $names) { type event data } }"
     async with house(database, tmp_path, CLAWNET_KEY_ROTATION_WAIT="0") as api:
         started = (await api.run(START, input={}))["keyRotation"]
         async with api.listen(FOLLOW, id=started["id"]) as heard:
             await heard.until(lambda event: event["state"] == "SUCCEEDED")
         (row,) = await DB.fetch("SELECT id::text FROM key_rotation")
         name = f"keys:rotation:{row['id']}"
-        present = await first(api, room, names=[name])
+        present = await first(api, ROOM, names=[name])
         assert present["data"]["room"]["event"] == "room:current"
         assert present["data"]["room"]["data"]["state"] == "SUCCEEDED"
         for role in (UserRole.MEMBER, UserRole.OBSERVER):
             other = await person(api, "Mia", role)
-            assert _codes(await first(other, room, names=[name])) == ["NOT_FOUND"]
+            assert _codes(await first(other, ROOM, names=[name])) == ["NOT_FOUND"]
             assert _codes(await first(other, FOLLOW, id=started["id"])) == ["FORBIDDEN"]
         for missing in ("x", global_id("KeyRotation", str(row["id"])[::-1]), global_id("Bot", row["id"])):
             assert _codes(await first(api, FOLLOW, id=missing)) == ["NOT_FOUND"]
         nobody = name[:-1] + ("0" if name[-1] != "0" else "1")
-        assert _codes(await first(api, room, names=[nobody])) == ["NOT_FOUND"]
+        assert _codes(await first(api, ROOM, names=[nobody])) == ["NOT_FOUND"]
         (event,) = await DB.fetch(
             "SELECT payload FROM room_event e JOIN room r ON r.id = e.room WHERE r.name = $1 "
             "ORDER BY e.seq DESC LIMIT 1",
@@ -99,6 +100,31 @@ async def test_its_room_is_the_administrators(database: dict[str, Any], tmp_path
 
 def _codes(answer: dict[str, Any]) -> list[str]:
     return [error["extensions"]["code"] for error in answer["errors"]]
+
+
+async def test_credentials_set_anew_mend_a_change_of_keys_that_failed(database: dict[str, Any], tmp_path: Path) -> None:
+    async with house(database, tmp_path, CLAWNET_KEY_ROTATION_WAIT="0") as api:
+        bot = await story.make_bot(api)
+        given = {"botToken": "xoxb-1", "appToken": "xapp-1"}
+        made = await channel(api, bot, provider="slack", credentials=given)
+        await DB.fetch("UPDATE channel SET credentials = jsonb_set(credentials, '{botToken}', '\"xoxb-canary\"')")
+        failed = await _rotate(api)
+        assert (failed["state"], failed["done"], failed["failed"]) == ("FAILED", 2, 1)
+        (user,) = await DB.fetch("SELECT id::text FROM app_user")
+        present = await first(api, ROOM, names=[f"notifications:user:{user['id']}"])
+        assert present["data"]["room"]["data"] == {"unreadCount": 1}
+        mended = await api.run(SET, input={"channelId": made["id"], "credentials": {"botToken": "xoxb-2"}})
+        assert mended["userErrors"] == []
+        assert mended["channel"]["credentialKeys"] == ["appToken", "botToken"]
+        again = await _rotate(api)
+        assert (again["state"], again["done"], again["failed"]) == ("SUCCEEDED", 3, 0)
+        assert [(it["version"], it["credentialCount"]) for it in await api.run(VERSIONS)] == [(1, 0), (2, 0), (3, 2)]
+
+
+async def _rotate(api: Caller) -> dict[str, Any]:
+    started = (await api.run(START, input={}))["keyRotation"]
+    async with api.listen(FOLLOW, id=started["id"]) as heard:
+        return await heard.until(lambda event: event["state"] != "RUNNING")
 
 
 async def test_a_reason_that_cannot_be_kept_starts_nothing(database: dict[str, Any], tmp_path: Path) -> None:

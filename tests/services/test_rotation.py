@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import io
 import json
-import logging
 import random
 import secrets
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -15,13 +13,12 @@ import pytest
 import structlog
 from piccolo.table import Table
 
-from app import log
 from app import vault as vaults
 from app.db import tables
 from app.db.engine import DB
 from app.domain.errors import Conflict, CredentialsUnreadable, KeyMismatch, KeyUnavailable
 from app.domain.states import KeyRotationState
-from app.services import keys, rotation
+from app.services import data_keys, keys, rotation, sealed_rows
 from app.services.rotation import Rotations
 from app.vault import Vault
 from tests.services.sealed_rows import KEY, channel, credentials, fill, key_ids, opened, stored
@@ -34,18 +31,6 @@ HASHES = {("app_user", "password_hash"), ("access_token", "secret_sha256")}
 
 def quiet(_: Any) -> None:
     """Nobody listens."""
-
-
-@pytest.fixture
-def logged() -> Iterator[io.StringIO]:
-    root, out = logging.getLogger(), io.StringIO()
-    before, level = list(root.handlers), root.level
-    log.configure("json", "debug", out)
-    yield out
-    root.handlers[:] = before
-    root.setLevel(level)
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
 
 
 def test_a_change_of_keys_goes_through_every_sealed_column() -> None:
@@ -74,7 +59,7 @@ async def test_everything_is_encrypted_anew_and_the_old_key_retires(database: di
         assert await key_ids() == {2}
         after = {row["id"]: row["sealed"] for row in await DB.fetch("SELECT id, sealed FROM bot_secret")}
         assert all(vaults.key_id(after[row]) == 2 and after[row] != before[row] for row in before)
-        old, new = await rotation.versions()
+        old, new = await data_keys.versions()
         assert (old.state, new.state, old.counts, new.counts["channel"]) == ("retired", "active", {}, 120)
         assert not await rotations.carry_on()
         notes = await DB.fetch("SELECT action, detail FROM audit_entry ORDER BY id")
@@ -138,7 +123,7 @@ async def test_who_starts_at_the_same_moment_is_told_that_one_is_under_way(datab
             *[Rotations(vault, quiet, 0).start(None) for _ in range(5)], return_exceptions=True
         )
         assert sorted(type(it).__name__ for it in starts) == [*["Conflict"] * 4, "Rotation"]
-        assert [key.key_id for key in await rotation.versions()] == [1, 2]
+        assert [key.key_id for key in await data_keys.versions()] == [1, 2]
 
 
 async def test_a_process_that_does_not_know_the_new_key_yet_loses_nothing(database: dict[str, Any]) -> None:
@@ -237,10 +222,10 @@ async def test_what_cannot_be_read_is_named_and_keeps_its_key(database: dict[str
         ended = await rotation.get(started.id)
         assert ended is not None
         assert (ended.state, ended.failed, ended.done) == (KeyRotationState.FAILED, 2, len(known) - 2)
-        assert [key.state for key in await rotation.versions()] == ["decrypt", "active"]
+        assert [key.state for key in await data_keys.versions()] == ["decrypt", "active"]
         told = [json.loads(line) for line in logged.getvalue().splitlines() if "secret_unreadable" in line]
         assert {(it["table"], it["row"]) for it in told} == {("bot_secret", str(second)), ("bot_secret", str(third))}
-        checked = await rotation.verify(vault, quiet)
+        checked = await sealed_rows.verify(vault, quiet)
         assert {row_id for _, row_id in checked.unreadable} == {second, third}
         assert checked.opened == {"bot_secret": 3, "model_provider": 5, "channel": 20}
         with pytest.raises(CredentialsUnreadable) as refused:
@@ -253,7 +238,7 @@ async def test_what_cannot_be_read_is_named_and_keeps_its_key(database: dict[str
         await DB.fetch("DELETE FROM bot_secret WHERE id = ANY($1)", [second, third])
         await rotations.start(None)
         assert await rotations.carry_on()
-        assert [key.state for key in await rotation.versions()] == ["retired", "retired", "active"]
+        assert [key.state for key in await data_keys.versions()] == ["retired", "retired", "active"]
 
 
 async def test_a_row_that_somebody_holds_is_waited_for_by_nobody(database: dict[str, Any]) -> None:
@@ -305,7 +290,7 @@ async def test_another_master_key_wraps_the_same_keys(database: dict[str, Any]) 
         await DB.fetch("UPDATE key_rotation SET state = 'FAILED'")
         with pytest.raises(Conflict, match="start this server again"):
             await Rotations(vault, quiet, 0).start(None)
-        assert len(await rotation.versions()) == 2
+        assert len(await data_keys.versions()) == 2
         # The new one changes data keys as ever.
         rotations = Rotations(again, quiet, 0)
         await rotations.start(None)

@@ -6,7 +6,7 @@ import strawberry
 
 from app.domain.states import KeyRotationState
 from app.graphql.types import node
-from app.services import rotation
+from app.services import data_keys, rotation
 
 
 @strawberry.type(
@@ -19,7 +19,7 @@ class EncryptionKey:
     created_at: datetime = strawberry.field(description="When it was first used.")
 
     @classmethod
-    def from_row(cls, row: rotation.Key) -> "EncryptionKey":
+    def from_row(cls, row: data_keys.Key) -> "EncryptionKey":
         return cls(
             version=row.key_id,
             active=row.state == "active",
