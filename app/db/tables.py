@@ -141,6 +141,7 @@ class BotProcess(Table, db=DB, tablename="bot_process"):
     status_seq = BigInt(default=0)
     reason = Varchar(length=32, null=True, default=None)
     phase = Varchar(length=16, null=True, default=None)
+    phase_progress = JSONB(null=True, default=None)
     error = Text(null=True, default=None)
     node_id = Varchar(length=255)
     lease_epoch = BigInt(default=0)

@@ -7,7 +7,7 @@ ClawNetError
   Denied                 what no input can mend: becomes a GraphQL error with `extensions.code`
     Unauthenticated Forbidden Missing Unavailable BadInput RateLimited
   StartFailure           why a bot's process could not be started; ends in its `errorMessage`
-    BinaryMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
+    BinaryMissing PluginMissing ConfigInvalid PortInUse SpawnFailed CredentialsUnreadable StartTimeout
   SecretError            a stored secret could not be read
     UnsupportedCiphertext KeyUnavailable CiphertextTampered
   BackupFailed           a backup could not be made or restored; nothing was changed
@@ -173,6 +173,16 @@ class BinaryMissing(StartFailure):
     """There is no OpenClaw here, or it does not accept the Node it would run on."""
 
     reason = Reason.BINARY_MISSING
+
+
+class PluginMissing(StartFailure):
+    """The plugin of a channel cannot be installed in the bot's home."""
+
+    reason = Reason.PLUGIN_MISSING
+
+    def __init__(self, message: str, provider: str) -> None:
+        super().__init__(message)
+        self.provider = provider
 
 
 class ConfigInvalid(StartFailure):

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from app.domain.states import BotStatus
+from app.domain.states import BotStatus, PluginStep
 
 
 class BotEventKind(StrEnum):
@@ -59,6 +59,17 @@ class RoomEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseProgress:
+    """How far a phase is: whose plugin is prepared, the how manieth of how many (from 1), and what is there (MB)."""
+
+    provider: str
+    number: int
+    total: int
+    step: PluginStep
+    megabytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BotStatusChanged:
     """A bot's process, or what is wanted of it, changed."""
 
@@ -73,5 +84,6 @@ class BotStatusChanged:
     error: str | None = None
     reason: str | None = None
     phase: str | None = None
+    phase_progress: dict[str, Any] | None = None
     exit_code: int | None = None
     exit_signal: str | None = None

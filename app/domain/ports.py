@@ -1,10 +1,12 @@
 """What services need from rooms above or beside them; `main` hands the implementations in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
+
+from app.domain.states import ChannelLoginState
 
 #: Where, among a socket's ASGI extensions, the server puts what ends the connection at once, unsent words and all.
 ABORT = "clawnet.abort"
@@ -20,6 +22,18 @@ class RefusedOverrides(Protocol):
     """Which of an owner's `configOverrides` are refused: pairs of a path and the reason."""
 
     def __call__(self, overrides: dict[str, Any]) -> list[tuple[str, str]]: ...
+
+
+class OverridesTried(Protocol):
+    """What the installed OpenClaw itself would refuse of `configOverrides` that `RefusedOverrides` lets pass."""
+
+    async def __call__(self, overrides: dict[str, Any], agent_id: str | None) -> list[tuple[list[str], str]]:
+        """Pairs of a path into the overrides and the reason; none where it cannot be asked, or not in time.
+
+        Args:
+            agent_id: Of the bot whose plugins count; None for one that is yet to be made.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,25 @@ class GatewayPairings(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LoginStep:
+    """How far the linking of a channel has come. Whoever scans the code links an account, so it is a secret."""
+
+    state: ChannelLoginState
+    #: A picture, as a `data:image/png;base64,` URL.
+    code: str | None = field(default=None, repr=False)
+    #: None where nobody knows.
+    code_ends_at: datetime | None = None
+
+
+class GatewayLogins(Protocol):
+    """Links a channel of a running gateway to an account by a code that a person scans."""
+
+    def follow(self, gateway: Running, provider: str, account_id: str) -> AsyncGenerator[LoginStep]:
+        """Up to LINKED, which comes alone where it was so before. Raises `GatewayFailed` with a sentence for people."""
+        ...
+
+
 class IsHere(Protocol):
     """Whether the bot's process, if it has one, runs on this machine and can be spoken to."""
 
@@ -98,6 +131,16 @@ class ChannelProvider(Protocol):
     @property
     def settings_schema(self) -> dict[str, Any]:
         """JSON Schema of its other settings."""
+        ...
+
+    @property
+    def pairs_by_qr(self) -> bool:
+        """It is linked to an account by a code that a person scans."""
+        ...
+
+    @property
+    def login_unavailable(self) -> str | None:
+        """Why such a code cannot be had from here; None where it can, or where none is needed."""
         ...
 
     @property

@@ -18,7 +18,7 @@ import anyio
 from anyio import to_thread
 
 from app.domain.errors import BinaryMissing
-from app.gateway import openclaw
+from app.gateway import npm, openclaw
 from app.gateway.openclaw import Installation
 
 #: Accepted by every version there is; what PATH's Node must be in to be used for an installation.
@@ -109,7 +109,7 @@ async def _first_that_works(version: str, building: Path, node: Path, say: Say) 
 
 async def _npm(version: str, building: Path, node: Path, way: tuple[str, ...], say: Say) -> str:
     """Runs `npm install`; its last lines when it failed, else nothing."""
-    argv = [*_npm_of(node), "install", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error", *way]
+    argv = [*npm.command_of(node), "install", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error", *way]
     log = building.with_name(building.name + ".log")
     # Everything is handed on: proxies, certificates and npm's own settings are in the environment.
     # A service manager's PATH may lack even a shell, which npm needs.
@@ -122,18 +122,9 @@ async def _npm(version: str, building: Path, node: Path, way: tuple[str, ...], s
         log.unlink(missing_ok=True)
 
 
-def _npm_of(node: Path) -> list[str]:
-    """The npm that came with this Node; the wheel's own `bin/npm` has lost its target."""
-    bundled = node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    if bundled.is_file():
-        return [str(node), str(bundled)]
-    npm = shutil.which("npm")
-    return [npm] if npm else []
-
-
 async def _node(wanted: str, cache_dir: Path, say: Say, *, needs_npm: bool) -> Path:
     node = await to_thread.run_sync(openclaw.find_node, wanted, cache_dir)
-    if node and (not needs_npm or _npm_of(node)):
+    if node and (not needs_npm or npm.command_of(node)):
         return node
     folder = cache_dir / "node"
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +182,7 @@ async def _watched(
         )
     try:
         with anyio.move_on_after(NPM_BUDGET):
-            await _repeating(process.wait, lambda: _report(what, began, folder, say))
+            await repeating(process.wait, lambda: _report(what, began, folder, say))
         return process.returncode
     finally:
         with suppress(ProcessLookupError):
@@ -200,7 +191,8 @@ async def _watched(
             await process.wait()
 
 
-async def _repeating(wait: Callable[[], Awaitable[object]], each_time: Callable[[], Awaitable[None]]) -> None:
+async def repeating(wait: Callable[[], Awaitable[object]], each_time: Callable[[], Awaitable[None]]) -> None:
+    """Waits, and meanwhile does something every few seconds."""
     async with anyio.create_task_group() as group:
 
         async def keep_telling() -> None:
@@ -214,11 +206,12 @@ async def _repeating(wait: Callable[[], Awaitable[object]], each_time: Callable[
 
 
 async def _report(what: str, began: float, folder: Path, say: Say) -> None:
-    size = await to_thread.run_sync(_megabytes, folder)
+    size = await to_thread.run_sync(megabytes, folder)
     say(f"installing {what}: {time.monotonic() - began:.0f} s, {size:,} MB on disk")
 
 
-def _megabytes(folder: Path) -> int:
+def megabytes(folder: Path) -> int:
+    """What lies in a folder, on disk. Blocks while it is looked through."""
     total = 0
     for here, _, names in os.walk(folder):
         for name in names:

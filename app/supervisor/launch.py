@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -12,10 +13,12 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from app.domain.errors import ConfigInvalid, StartFailure, StartTimeout
-from app.domain.states import Phase, Reason
+from app.domain.errors import AlreadyRunning, ConfigInvalid, StartFailure, StartTimeout
+from app.domain.events import PhaseProgress
+from app.domain.states import Phase, PluginStep, Reason
 from app.gateway import channels, config, home, lastgood, process
 from app.gateway.config import BotSettings, ModelProvider
+from app.gateway.plugins import Plugin
 from app.gateway.process import Launch, Process
 from app.services import keys, models, processes
 from app.services.nodes import LeaseLost
@@ -88,24 +91,36 @@ async def _provider(tools: Tools, row: models.ModelProvider) -> ModelProvider:
     return ModelProvider(name=row.name, api=row.api.value, base_url=row.base_url, api_key=key, models=row.models)
 
 
+class Unprepared(Exception):
+    """Plugins have to be installed before the bot can be started; that is to be done without holding others up."""
+
+    def __init__(self, plugins: list[Plugin]) -> None:
+        super().__init__(", ".join(plugin.spec for plugin in plugins))
+        self.plugins = plugins
+
+
 async def configure(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> None:
     """Puts the configuration and the persona where the process to be started reads them.
 
     Raises:
         ConfigInvalid: OpenClaw refuses it, and there is no last good one to go back to.
+        Unprepared: Nothing was written.
     """
     folder = tools.home(w.agent_id)
     good = await last_good(tools, w) if w.is_rolled_back else None
     tree = good or await _accepted(tools, openclaw, w, port)
+    await _require_plugins(openclaw, folder, tree)
     await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(tree))
     await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
-    await processes.note(w.lease, w.bot_id, **_as_written(tree))
+    await processes.note_rendered(w.lease, w.bot_id, w.owner, _shown(tree))
 
 
 async def _accepted(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> dict[str, object]:
     """The wanted configuration, or the last good one where OpenClaw's rules refuse that. The row says which it is."""
     try:
         rendered = await render(tools, openclaw, w, port)
+        # First, because OpenClaw's rules are those of its plugins, too.
+        await _require_plugins(openclaw, tools.home(w.agent_id), rendered.tree)
         await tools.recorder.phase(w.lease, w.bot_id, Phase.CHECKING)
         await openclaw.checker.check(rendered.tree, tools.home(w.agent_id))
     except ConfigInvalid as error:
@@ -116,6 +131,40 @@ async def _accepted(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> d
         return good
     await processes.note(w.lease, w.bot_id, config_revision=w.revision, config_error=None)
     return rendered.tree
+
+
+async def _require_plugins(openclaw: OpenClaw, folder: Path, tree: dict[str, object]) -> None:
+    if missing := await openclaw.plugins.missing(folder, tree):
+        raise Unprepared(missing)
+
+
+async def prepare(tools: Tools, w: Wanted, plugins: list[Plugin], *, is_running: bool = False) -> None:
+    """Installs plugins in the bot's home, visibly; for a bot that runs they are downloaded, and installed at its start.
+
+    Raises:
+        PluginMissing: One cannot be had; those before it are there.
+        AlreadyRunning: There is a process that no row speaks of, and it would be asked to install.
+    """
+    openclaw = await tools.openclaw.get()
+    if not is_running and await process.is_held(tools.home(w.agent_id)):
+        raise AlreadyRunning(f"a process of this bot is alive: {tools.home(w.agent_id)}/run/lock is held")
+    for number, plugin in enumerate(plugins, 1):
+        tell = partial(_tell, tools, w, plugin, number, len(plugins), is_running)
+        await tell(PluginStep.WAITING, 0)
+        async with tools.plugin_slots:
+            if is_running:
+                await openclaw.plugins.download(plugin, tell)
+            else:
+                await openclaw.plugins.install(plugin, tools.home(w.agent_id), w.bot_id, tell)
+                # What was said of an earlier try is true no more.
+                await tools.recorder.channels_closed(w.lease, w.bot_id, plugin.provider, None)
+
+
+async def _tell(
+    tools: Tools, w: Wanted, plugin: Plugin, number: int, total: int, is_running: bool, step: PluginStep, megabytes: int
+) -> None:
+    progress = PhaseProgress(plugin.provider, number, total, step, megabytes)
+    await tools.recorder.phase(w.lease, w.bot_id, Phase.PLUGIN, progress, is_running=is_running)
 
 
 async def last_taken(tools: Tools, w: Wanted) -> lastgood.Kept | None:
@@ -190,19 +239,20 @@ async def note_taken(tools: Tools, w: Wanted, rendered: Rendered) -> None:
     await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
     with suppress(OSError):  # Without the copy, a later change cannot be taken back; this one is in force all the same.
         await anyio.to_thread.run_sync(lastgood.keep, folder, rendered.tree, w.owner)
-    await processes.note(
+    await processes.note_rendered(
         w.lease,
         w.bot_id,
+        w.owner,
+        _shown(rendered.tree),
         config_revision=w.revision,
         good_revision=w.revision,
         config_sha256=rendered.sha256,
         config_error=None,
-        **_as_written(rendered.tree),
     )
 
 
-def _as_written(tree: dict[str, object]) -> dict[str, object]:
-    return {"config_rendered": config.to_text(config.redact(tree)), "config_synced_at": datetime.now(UTC)}
+def _shown(tree: dict[str, object]) -> str:
+    return config.to_text(config.redact(tree))
 
 
 async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> None:
@@ -210,6 +260,9 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
 
     Args:
         take: Is handed the process before anything else can happen to this task.
+
+    Raises:
+        Unprepared: Plugins have to be installed first (`prepare`); nothing was started.
     """
     assert w.nonce is not None  # The caller has written STARTING with it.
     openclaw = await tools.openclaw.get()

@@ -12,6 +12,7 @@ from app.gateway import check
 from app.gateway.check import Checker
 from app.gateway.config import Dialect
 from app.gateway.openclaw import Installation
+from app.gateway.plugins import Plugins
 from app.gateway.probe import Kind, Prober
 from app.gateway.start_cache import StartCache
 from app.services.recorder import Recorder
@@ -32,6 +33,7 @@ class OpenClaw:
     #: None: homes start cold, as the setting has it.
     start_cache: StartCache | None
     dialect: Dialect
+    plugins: Plugins
 
 
 class Finder:
@@ -60,6 +62,7 @@ class Finder:
                     Checker(installation),
                     StartCache(installation, self._cache_dir) if self._with_start_cache else None,
                     await check.dialect(installation, self._cache_dir),
+                    Plugins(installation, self._cache_dir),
                 )
             return self._found
 
@@ -90,6 +93,8 @@ class Tools:
     backoff_scale: float
     #: A start takes whole cores for seconds, so no more run at once than there are cores.
     slots: anyio.CapacityLimiter
+    #: Plugins are installed outside of those, so that bots which wait for the network keep nobody from starting.
+    plugin_slots: anyio.CapacityLimiter
     #: How readiness shows here; learned from the first gateway that answers.
     kind: Kind = field(default=Kind.UNKNOWN)
     #: Is called where the lease turns out to be another server's.

@@ -7,7 +7,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from app.domain.events import BotEventKind, RoomEvent, bot_event_name
-from app.domain.states import BotStatus
+from app.domain.states import BotStatus, Phase
 from app.domain.viewer import Viewer
 from app.graphql.types import node
 from app.graphql.types.bot import Bot
@@ -71,6 +71,22 @@ def bot_data(row: Row) -> dict[str, Any]:
     }
 
 
+@strawberry.type(description="How far the phase `plugin` is, in which the plugins of a bot's channels are installed.")
+class PhaseProgress:
+    provider: str = strawberry.field(description="Provider of the channel, for example `discord`.")
+    number: int = strawberry.field(description="Which of the plugins it is, from 1.")
+    total: int = strawberry.field(description="How many there are to be installed.")
+    step: str = strawberry.field(
+        description="What is being done: `waiting` (for other bots), `asking` (the registry), `downloading` (for a bot "
+        "that runs on meanwhile) or `installing`."
+    )
+    megabytes: int = strawberry.field(description="What is there of the bot's plugins by now, in MB on disk.")
+
+    @classmethod
+    def from_said(cls, said: dict[str, Any] | None) -> "PhaseProgress | None":
+        return cls(**said) if said else None
+
+
 @strawberry.type(description="Something that happened to a bot's process.")
 class BotStatusEvent:
     cursor: str = strawberry.field(description="Give it as `after` to go on from here.")
@@ -87,6 +103,9 @@ class BotStatusEvent:
     reason: str | None = strawberry.field(description="Why, for example `CRASHED`, `CONFIG_INVALID`, `RETRY`.")
     phase: str | None = strawberry.field(
         description="What a start or stop is doing, for example `plugin`, `waiting`; null otherwise."
+    )
+    phase_progress: PhaseProgress | None = strawberry.field(
+        description="How far the phase is; null where that cannot be said."
     )
     exit_code: int | None = strawberry.field(
         description="How the process ended; null while it runs or if it was ended by a signal."
@@ -119,6 +138,8 @@ class BotStatusEvent:
             error=p["error"],
             reason=p["reason"],
             phase=p["phase"],
+            # Events of earlier versions do not have it.
+            phase_progress=PhaseProgress.from_said(p.get("phaseProgress")),
             exit_code=p["exitCode"],
             exit_signal=p["exitSignal"],
             dropped_count=0,
@@ -144,6 +165,7 @@ class BotStatusEvent:
             error=data["error"],
             reason=row.reason,
             phase=row.phase,
+            phase_progress=PhaseProgress.from_said(row.phase_progress if row.phase == Phase.PLUGIN else None),
             exit_code=None,
             exit_signal=None,
             dropped_count=dropped,
