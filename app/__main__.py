@@ -40,6 +40,7 @@ def main() -> None:
     _add_backup(commands)
     _add_people(commands)
     _add_keys(commands)
+    _add_channels(commands)
     arguments = parser.parse_args()
     sys.exit(_run(arguments))
 
@@ -99,6 +100,14 @@ def _add_people(commands: Any) -> None:
     )
 
 
+def _add_channels(commands: Any) -> None:
+    channels = commands.add_parser("channels", help="link a channel to an account by a code that a phone scans")
+    login = channels.add_subparsers(dest="deed", required=True).add_parser(
+        "login", help="show codes until one is scanned (WhatsApp); on the machine where the bot runs"
+    )
+    login.add_argument("channel", help="id of the channel, as the API shows it")
+
+
 def _add_keys(commands: Any) -> None:
     keys = commands.add_parser("keys", help="change the keys that secrets are encrypted with, and look after them")
     deeds = keys.add_subparsers(dest="deed", required=True)
@@ -107,6 +116,10 @@ def _add_keys(commands: Any) -> None:
     deeds.add_parser("rekey", help="take ENCRYPTION_KEY in place of ENCRYPTION_KEY_PREVIOUS; no secret is touched")
     deeds.add_parser("verify", help="open every secret; exit status 1 where one cannot be")
     deeds.add_parser("status", help="the keys, and how many secrets need each")
+    prune = deeds.add_parser(
+        "prune", help="delete old keys that nothing needs any more; rows out of older backups cannot be opened then"
+    )
+    prune.add_argument("--days", type=_days, default=30, metavar="DAYS", help="days since their last use (30)")
 
 
 def _days(text: str) -> int:
@@ -135,6 +148,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 return anyio.run(_people, arguments)
             case "keys":
                 return anyio.run(_keys, arguments)
+            case "channels":
+                return anyio.run(_channels, arguments)
             case "schema":
                 return _schema(arguments.path)
             case _:
@@ -253,6 +268,12 @@ async def _keys(arguments: argparse.Namespace) -> int:
     from app.commands import keys  # noqa: PLC0415
 
     return await keys.run(arguments)
+
+
+async def _channels(arguments: argparse.Namespace) -> int:
+    from app.commands import channels  # noqa: PLC0415
+
+    return await channels.run(arguments)
 
 
 async def _install(version: str) -> int:

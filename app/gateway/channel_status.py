@@ -32,10 +32,18 @@ _MEANINGS = (
         re.compile(r"no channel plugin|not installed|plugin.*(trust|load)", re.IGNORECASE),
         "OpenClaw has no plugin for the channel that it can run",
     ),
+    (
+        re.compile(r"\bnot linked\b|\blogged out\b", re.IGNORECASE),
+        "the channel is not linked to an account: scan its code (`channelLogin`, or `clawnet channels login`)",
+    ),
 )
-_SUPPRESSED = _MEANINGS[0]
+_SUPPRESSED, _UNLINKED = _MEANINGS[0], _MEANINGS[-1]
 #: What looks like a secret. A reason may quote one that was replaced since, so that nobody can look it up any more.
 _SECRET = re.compile(r"(?=[\w:.-]*[0-9])(?=[\w:.-]*[A-Za-z])[\w:.-]{20,}", re.ASCII)
+_ONE_OF_THEM = (
+    "somebody else receives the messages of one of the bot's accounts with the same credentials; "
+    "OpenClaw does not say of which"
+)
 _NOT_OPENED = "OpenClaw does not open the channel; its log says why"
 _STOPPED = "the channel stopped and gives no reason; the bot's log may have one"
 
@@ -55,25 +63,36 @@ class Seen:
     is_unsure: bool = False
 
 
+def account_in(answer: dict[str, Any], provider: str, account_id: str) -> dict[str, Any] | None:
+    """What an answer to `channels.status` says of one account; None where it says nothing."""
+    listed: list[object] = _list(_object(answer.get("channelAccounts")).get(provider))
+    return next((each for each in map(_object, listed) if each.get("accountId") == account_id), None)
+
+
 def read(answer: dict[str, Any], provider: str, account_id: str, *, is_settled: bool) -> Seen:
     """One account's state in an answer to `channels.status`.
 
     Args:
         is_settled: The gateway has had its time: what it does not open by now it will not open.
     """
-    listed: list[object] = _list(_object(answer.get("channelAccounts")).get(provider))
-    account = next((each for each in map(_object, listed) if each.get("accountId") == account_id), None)
+    account = account_in(answer, provider, account_id)
     if account is None:
         return Seen(ChannelStatus.ERROR, _NOT_OPENED) if is_settled else Seen(ChannelStatus.CONNECTING)
     if account.get("enabled") is False or account.get("stateReason") == "disabled":
         return Seen(ChannelStatus.DISCONNECTED)
-    raw = account.get("lastError")
-    reason = raw[:MAX_RAW].strip() if isinstance(raw, str) else ""
+    reason = _reason(account)
     if _SUPPRESSED[0].search(reason[:MAX_LOOK]) and account.get("running") is not True:
         return Seen(ChannelStatus.ERROR, _SUPPRESSED[1], is_suppressed=True)
     if account.get("lifecycle") == "blocked":
         return _failed(reason or "the channel is blocked")
     return _running(account, reason) if account.get("running") is True else _down(account, reason, is_settled)
+
+
+def _reason(account: dict[str, Any]) -> str:
+    """What went wrong; new OpenClaw calls it no error that nobody has linked an account yet."""
+    error, state = account.get("lastError"), account.get("stateReason")
+    raw = state if not error and isinstance(state, str) and _UNLINKED[0].search(state[:MAX_LOOK]) else error
+    return raw[:MAX_RAW].strip() if isinstance(raw, str) else ""
 
 
 def _running(account: dict[str, Any], reason: str) -> Seen:
@@ -107,6 +126,16 @@ def _down(account: dict[str, Any], reason: str, is_settled: bool) -> Seen:
 
 def _connected(account: dict[str, Any]) -> Seen:
     return Seen(ChannelStatus.CONNECTED, connected_at=_when(account.get("lastConnectedAt")))
+
+
+def conflict(said: str, *, is_certain: bool) -> Seen:
+    """Somebody else polls: what the log said of it.
+
+    Args:
+        is_certain: The bot has no other account that it could be about.
+    """
+    seen = _failed(f"conflict: {said}")
+    return seen if is_certain else Seen(seen.status, _ONE_OF_THEM, seen.raw)
 
 
 def _failed(reason: str) -> Seen:

@@ -8,11 +8,10 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ import anyio.to_thread
 from app.domain.errors import GatewayFailed, NotFound, SpawnFailed
 from app.domain.ports import Asking, Running
 from app.gateway import home as homes
-from app.gateway import process, rpc
+from app.gateway import running
 from app.gateway.config import write_in
 from app.gateway.rpc import Connection
 
@@ -59,27 +58,14 @@ class Pairings:
 
     async def waiting(self, gateway: Running, provider: str, account_id: str) -> list[Waiting] | None:
         """Everybody who waits at a channel; None where this version does not say. Raises `GatewayFailed`."""
-        async with self._open(gateway) as connection:
+        async with running.connect(self._homes, gateway) as connection:
             return await waiting(connection, self._homes / gateway.agent_id, provider, account_id)
 
     async def resolve(self, gateway: Running, provider: str, account_id: str, code: str, *, is_let_in: bool) -> None:
         """Raises `NotFound` for a code nobody waits with, `GatewayFailed`."""
-        async with self._open(gateway) as connection:
+        async with running.connect(self._homes, gateway) as connection:
             decide = approve if is_let_in else dismiss
             await decide(connection, self._homes / gateway.agent_id, provider, account_id, code)
-
-    @asynccontextmanager
-    async def _open(self, gateway: Running) -> AsyncGenerator[Connection]:
-        # Whichever server of this machine started it: the home says which process is the bot's.
-        held = await process.holder(self._homes / gateway.agent_id)
-        if held is None:
-            raise GatewayFailed("the bot's gateway does not run any more")
-        with held:
-            if held.nonce != gateway.nonce:
-                raise GatewayFailed("the bot's gateway was started anew meanwhile; try again")
-            is_own = partial(process.owns_port, held, gateway.port)
-            async with rpc.connect(gateway.port, gateway.token, is_own) as connection:
-                yield connection
 
 
 async def waiting(connection: Connection, home: Path, provider: str, account_id: str) -> list[Waiting] | None:

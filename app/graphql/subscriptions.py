@@ -13,10 +13,12 @@ from app.domain.errors import BadInput, Missing
 from app.domain.events import BotEventKind
 from app.domain.states import KeyRotationState, TokenScope
 from app.domain.viewer import Viewer
+from app.graphql import logins
 from app.graphql.context import Context, Info
 from app.graphql.permissions import Rule, subscription
 from app.graphql.types import node
 from app.graphql.types.key import KeyRotation
+from app.graphql.types.login import ChannelLogin
 from app.graphql.types.room import BotStatusEvent, RoomMessage, bot_data
 from app.pubsub.hub import HubClosed
 from app.services import accounts, notifications, rooms, roster, rotation
@@ -60,10 +62,23 @@ class Subscription:
                     yield BotStatusEvent.from_event(item, row, viewer)
                     continue
                 kinds = ((BotEventKind.CURRENT, item.current), (BotEventKind.RESYNC, item.resynced))
-                present = [(kind, row) for kind, named in kinds for row in await _bots_in(viewer, named)]
+                present = [(kind, row) for kind, named in kinds for row in await _bots_in(viewer, named, kind)]
                 for number, (kind, row) in enumerate(present, 1):
                     cursor = item.cursor if number == len(present) else item.before
                     yield BotStatusEvent.present(cursor, kind, row, viewer, item.dropped)
+
+    @subscription(
+        Rule.OWNED,
+        TokenScope.CREDENTIALS_WRITE,
+        "Links a channel that is linked by a code (WhatsApp) to an account: begins when it is listened to, gives each "
+        "new code, and ends with LINKED or FAILED. Who stops listening gets no further code.",
+    )
+    async def channel_login(
+        self, info: Info, channel_id: Annotated[strawberry.ID, strawberry.argument(description="Which channel.")]
+    ) -> AsyncGenerator[ChannelLogin, None]:
+        async with aclosing(logins.follow(info.context, node.require(channel_id, "Channel", "channelId"))) as steps:
+            async for step in steps:
+                yield step
 
     @subscription(Rule.VISIBLE, TokenScope.ADMIN, "A change of keys as it goes on; ends with it.")
     async def key_rotation(
@@ -165,12 +180,12 @@ async def _rooms_of(viewer: Viewer, bot_ids: list[strawberry.ID] | None) -> list
     return list(dict.fromkeys(joined))
 
 
-async def _bots_in(viewer: Viewer, joined: tuple[str, ...]) -> list[Bot]:
+async def _bots_in(viewer: Viewer, joined: tuple[str, ...], kind: BotEventKind = BotEventKind.CURRENT) -> list[Bot]:
     """The bots heard in these rooms, as they are now."""
     parsed = [room for name in joined if (room := names.parse(name))]
     ids = [room.subject for room in parsed if room.kind == "bot" and room.subject]
     found = list((await roster.by_ids(viewer, ids)).values()) if ids else []
-    if len(found) < len(ids):
+    if len(found) < len(ids) and kind is BotEventKind.CURRENT:
         raise Missing("there is no such bot")  # It is deleted: there is a past to go on with, and no present.
     for room in parsed:
         if room.kind != "bot":

@@ -53,6 +53,18 @@ async def write(
     return row is not None
 
 
+async def disconnect(bot_id: UUID, provider: str, error: str | None) -> bool:
+    """None of the provider's channels is open, for a reason if there is one; whether that is news."""
+    status = ChannelStatus.ERROR if error else ChannelStatus.DISCONNECTED
+    rows = await DB.fetch(
+        "UPDATE channel_state s SET status = $3::text, error = $4::text, changed_at = now() "
+        "FROM channel c WHERE c.id = s.channel AND c.bot = $1 AND c.provider = $2 AND c.enabled "
+        "AND (s.status, s.error) IS DISTINCT FROM ($3::text, $4::text) RETURNING s.channel",
+        bot_id, provider, status.value, error,
+    )  # fmt: skip
+    return bool(rows)
+
+
 async def disconnect_all(bot_id: UUID) -> bool:
     """Nothing of the bot is connected without its process; whether that is news."""
     rows = await DB.fetch(

@@ -7,12 +7,10 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from app.db.engine import DB
 from app.domain.errors import Conflict, CredentialsUnreadable, GatewayFailed, NotFound, Unavailable
 from app.domain.ports import Asking, GatewayPairings, IsHere, Running
-from app.domain.states import BotStatus
 from app.domain.viewer import Viewer
-from app.services import audit, channels, keys, words
+from app.services import audit, channels, running, words
 from app.services.channels import Channel, Channels
 from app.vault import Vault
 
@@ -44,8 +42,8 @@ class Pairings:
         with anyio.move_on_after(PATIENCE), suppress(GatewayFailed, Unavailable, CredentialsUnreadable):
             # A bot's own turn first: one that hangs keeps few places from the others.
             async with turns_of_bot, self._turns:
-                running = await self._running(channel)
-                found = running and await self._gateway.waiting(running, channel.provider, channel.account_id)
+                gateway = await running.of_channel(self._vault, self._is_here, channel)
+                found = gateway and await self._gateway.waiting(gateway, channel.provider, channel.account_id)
         return found
 
     async def resolve(self, viewer: Viewer, channel_id: UUID, code: str, *, is_let_in: bool) -> Channel:
@@ -61,36 +59,20 @@ class Pairings:
         await self._channels.provider_of(viewer, channel_id)
         channel = await channels.READ.require(viewer, channel_id)
         code = words.line(code, "code", MAX_CODE)
-        running = await self._running(channel)
-        if running is None:
+        gateway = await running.of_channel(self._vault, self._is_here, channel)
+        if gateway is None:
             raise Conflict("nobody can be let in or sent away while the channel is not open", "channelId")
-        await self._require_waiting(running, channel, code)
+        await self._require_waiting(gateway, channel, code)
         # Before it is done: a gateway's word cannot be taken back where it cannot be noted.
         action = "pairingApprove" if is_let_in else "pairingDismiss"
         await audit.note(action, audit.Subject("Channel", channel_id), bot=str(channel.bot))
-        await self._gateway.resolve(running, channel.provider, channel.account_id, code, is_let_in=is_let_in)
+        await self._gateway.resolve(gateway, channel.provider, channel.account_id, code, is_let_in=is_let_in)
         return await channels.READ.require(viewer, channel_id)
 
-    async def _require_waiting(self, running: Running, channel: Channel, code: str) -> None:
+    async def _require_waiting(self, gateway: Running, channel: Channel, code: str) -> None:
         """So that nothing is noted that cannot be done."""
-        found = await self._gateway.waiting(running, channel.provider, channel.account_id)
+        found = await self._gateway.waiting(gateway, channel.provider, channel.account_id)
         if found is None:
             raise GatewayFailed("this version of OpenClaw does not say who waits, so nobody can be let in from here")
         if code.upper() not in {each.code.upper() for each in found}:
             raise NotFound("nobody waits at the channel with this code; it may have run out", "code")
-
-    async def _running(self, channel: Channel) -> Running | None:
-        """Where the gateway is that opens the channel; None where none does."""
-        if not channel.enabled:
-            return None
-        row = await DB.fetch_one(
-            "SELECT b.agent_id, p.status, p.port, p.nonce FROM bot_process p JOIN bot b ON b.id = p.bot "
-            "WHERE p.bot = $1",
-            channel.bot,
-        )
-        if row is None or row["status"] != BotStatus.ACTIVE or row["port"] is None or row["nonce"] is None:
-            return None
-        if not await self._is_here(channel.bot):
-            raise Unavailable("the bot's process runs on another machine: ask a server there")
-        token = await keys.gateway_token(self._vault, channel.bot)
-        return Running(row["agent_id"], str(row["nonce"]), row["port"], token.reveal())

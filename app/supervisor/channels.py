@@ -6,6 +6,7 @@ are told in health intervals, so that a server that looks after its bots more of
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,13 +19,15 @@ import structlog
 from app.domain.errors import ClawNetError, GatewayFailed
 from app.domain.states import BotStatus, ChannelStatus
 from app.gateway import channel_status, pairing, process, rpc
+from app.gateway.channel_log import Conflicts
 from app.gateway.channel_status import Seen
+from app.gateway.channels import render as render_channels
 from app.gateway.process import Process
 from app.gateway.rpc import Connection
 from app.services import channel_states, keys, processes
 from app.services.channel_states import ChannelState
 from app.services.nodes import Lease, LeaseLost
-from app.supervisor import launch
+from app.supervisor import accounts, launch
 from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
@@ -35,10 +38,21 @@ SOON, SOON_FOR, LATER = 0.5, 6.0, 3.0
 SETTLED = 3.0
 #: Health intervals a bot has to run before the channels are started that OpenClaw held back.
 STEADY = 6.0
+#: Times that such a channel is started where that fails; the pauses between them double, beginning with `STEADY`.
+START_TRIES = 5
 #: Seconds that trying an account out may take (old OpenClaw says nothing otherwise).
 PROBE_TIMEOUT = 20.0
 #: A word with a number in it: seconds until the next try, a request's name.
 _NUMBER = re.compile(r"\S*\d\S*")
+
+
+@dataclass(slots=True)
+class _Start:
+    """How often a held back channel was started, as it was then."""
+
+    updated_at: datetime
+    tries: int = 0
+    next_at: float = 0.0
 
 
 class Watcher:
@@ -54,9 +68,15 @@ class Watcher:
         self._is_over = False
         self._since = self._changed_at = anyio.current_time()
         self._known: object = None
-        #: Channels that were started by hand, as they were then.
-        self._started: dict[UUID, datetime] = {}
+        #: Channels that were started by hand.
+        self._started: dict[UUID, _Start] = {}
+        #: Providers and accounts that are not in the bot's configuration, with why.
+        self._left_out: dict[tuple[str, str], str] = {}
+        self._conflicts = Conflicts(gateway.home)
         self._waiting: dict[UUID, list[str]] | None = None
+        #: Providers whose plugin the bot does not have yet, and why not; None while it is being fetched. What the
+        #: gateway says of channels that it does not know is no news.
+        self.unprepared: dict[str, str | None] = {}
 
     def ring(self) -> None:
         """Somebody may have changed something."""
@@ -90,11 +110,14 @@ class Watcher:
 
     async def _look(self) -> None:
         channels = await channel_states.of_bot(self._bot_id)
-        self._note_changes(channels)
+        if self._note_changes(channels):
+            await self._look_who_is_left_out()
         for channel in channels:
             if not channel.enabled:
                 await self._write(channel, Seen(ChannelStatus.DISCONNECTED))
-        enabled = [channel for channel in channels if channel.enabled]
+            elif why := self._left_out.get((channel.provider, channel.account_id)):
+                await self._write(channel, Seen(ChannelStatus.ERROR, f"not in the bot's configuration: {why}"))
+        enabled = [each for each in channels if each.enabled and (each.provider, each.account_id) not in self._left_out]
         if not enabled:
             return
         w = await processes.load(self._lease, self._bot_id)
@@ -103,26 +126,58 @@ class Watcher:
         token = await keys.gateway_token(self._tools.vault, self._bot_id)
         is_own: Callable[[], Awaitable[bool]] = partial(process.owns_port, self._gateway, w.port)
         async with rpc.connect(w.port, token.reveal(), is_own) as connection:
-            await self._look_at(connection, enabled)
+            await self._look_at(connection, enabled, w.started_at)
             await self._look_who_waits(connection, enabled)
 
-    def _note_changes(self, channels: list[ChannelState]) -> None:
-        """A channel that somebody changed is looked at more often for a while."""
+    def _note_changes(self, channels: list[ChannelState]) -> bool:
+        """Whether there are any; a channel that somebody changed is looked at more often for a while."""
         known = {(channel.channel_id, channel.updated_at) for channel in channels}
-        if self._known is not None and known != self._known:
+        has_changed = known != self._known
+        if self._known is not None and has_changed:
             self._changed_at = anyio.current_time()
         self._known = known
+        return has_changed
 
-    async def _look_at(self, connection: Connection, channels: list[ChannelState]) -> None:
+    async def _look_who_is_left_out(self) -> None:
+        """Only what people change brings a channel in or out, so that no secret is opened at every look."""
+        try:
+            openclaw = await self._tools.openclaw.get()
+            opened = await accounts.read(self._tools.vault, self._bot_id)
+        except ClawNetError:
+            # Nobody can tell; the next look asks again.
+            self._known, self._left_out = None, {}
+            return
+        rendered = render_channels(opened, openclaw.dialect, openclaw.installation.version)
+        self._left_out = {(provider, account_id): why for provider, account_id, why in rendered.left_out}
+
+    async def _look_at(self, connection: Connection, channels: list[ChannelState], started_at: datetime | None) -> None:
         answer = await self._status(connection, probe=False)
+        conflicts = await self._conflicts_of(connection, channels, started_at)
         # Old OpenClaw says that a channel runs, no more: it is tried out until it was seen to be connected once.
-        if any(self._read(answer, c).is_unsure for c in channels if c.status is not ChannelStatus.CONNECTED):
+        untried = [c for c in channels if c.status is not ChannelStatus.CONNECTED and c.channel_id not in conflicts]
+        if any(self._read(answer, channel).is_unsure for channel in untried):
             answer = await self._status(connection, probe=True)
         for channel in channels:
-            seen = self._read(answer, channel)
+            seen = self._unprepared(channel) or self._read(answer, channel)
+            if seen.status is ChannelStatus.CONNECTED:
+                seen = conflicts.get(channel.channel_id, seen)
             if seen.is_suppressed and self._is_steady:
                 await self._start(connection, channel)
             await self._write(channel, seen)
+
+    async def _conflicts_of(
+        self, connection: Connection, channels: list[ChannelState], started_at: datetime | None
+    ) -> dict[UUID, Seen]:
+        """Which of them somebody else polls, where only the log says so."""
+        polled = [channel for channel in channels if channel.provider == "telegram"]
+        if not polled or connection.protocol != pairing.OLD_PROTOCOL:
+            return {}
+        since = max(channel.updated_at for channel in polled)
+        said = await anyio.to_thread.run_sync(self._conflicts.telegram, max(since, started_at or since))
+        if said is None:
+            return {}
+        seen = channel_status.conflict(said, is_certain=len(polled) == 1)
+        return {channel.channel_id: seen for channel in polled}
 
     async def _status(self, connection: Connection, *, probe: bool) -> dict[str, Any]:
         return await connection.call("channels.status", {"probe": probe}, PROBE_TIMEOUT)
@@ -130,6 +185,12 @@ class Watcher:
     def _read(self, answer: dict[str, Any], channel: ChannelState) -> Seen:
         is_settled = anyio.current_time() - self._changed_at >= SETTLED * self._unit
         return channel_status.read(answer, channel.provider, channel.account_id, is_settled=is_settled)
+
+    def _unprepared(self, channel: ChannelState) -> Seen | None:
+        if channel.provider not in self.unprepared:
+            return None
+        why = self.unprepared[channel.provider]
+        return Seen(ChannelStatus.ERROR, why) if why else Seen(ChannelStatus.CONNECTING)
 
     @property
     def _is_steady(self) -> bool:
@@ -139,10 +200,15 @@ class Watcher:
         """Starts what OpenClaw held back after crashes: the bot has run well for long enough.
 
         Once, unless somebody changes the channel: what stays held back stays an error, and is not told over and over.
+        Where that fails it is tried some more times.
         """
-        if self._started.get(channel.channel_id) == channel.updated_at:
+        start = self._started.get(channel.channel_id)
+        if start is None or start.updated_at != channel.updated_at:
+            start = self._started[channel.channel_id] = _Start(channel.updated_at)
+        if start.tries >= START_TRIES or anyio.current_time() < start.next_at:
             return
-        self._started[channel.channel_id] = channel.updated_at
+        start.next_at = anyio.current_time() + STEADY * self._unit * 2**start.tries
+        start.tries += 1
         account = {"channel": channel.provider, "accountId": channel.account_id}
         try:
             has_started = (await connection.call("channels.start", account)).get("started") is True
@@ -151,6 +217,7 @@ class Watcher:
             log.info("channel_not_started", channel_id=str(channel.channel_id), error=str(error))
             return
         if has_started:
+            start.tries = START_TRIES
             log.info("channel_started_by_hand", channel_id=str(channel.channel_id), provider=channel.provider)
             self._changed_at = anyio.current_time()
 

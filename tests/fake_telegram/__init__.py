@@ -11,6 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,23 @@ class Telegram:
     def refuse(self, token: str) -> None:
         """The token is revoked, from now on."""
         self.client.post(f"{self.url}/_refuse", json={"token": token}).raise_for_status()
+
+    @contextmanager
+    def somebody_else_polls(self, token: str) -> Iterator[None]:
+        """With the same token, again and again, until the block ends: whoever polls besides is told 409."""
+        is_over = threading.Event()
+
+        def poll() -> None:
+            while not is_over.is_set():
+                self.client.post(f"{self.url}/bot{token}/getUpdates", json={"timeout": 1})
+
+        thread = threading.Thread(target=poll)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def sent(self, token: str) -> list[dict[str, Any]]:
         """What the bot sent, oldest first."""

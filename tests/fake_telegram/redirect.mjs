@@ -1,4 +1,5 @@
 // Leads calls to api.telegram.org to the stand-in at TELEGRAM_STANDIN: OpenClaw 2026.2.1 has no setting for it.
+// WhatsApp's servers are out of reach, wherever tests run.
 import http from 'node:http';
 import https from 'node:https';
 
@@ -15,6 +16,9 @@ globalThis.fetch = (input, init) => {
 const requestAnywhere = https.request;
 https.request = function request(options, ...rest) {
   const url = typeof options === 'string' || options instanceof URL ? new URL(options) : null;
+  if ((url?.hostname ?? options.hostname ?? options.host ?? '').endsWith('.whatsapp.com')) {
+    return http.request({ host: '127.0.0.1', port: 9, headers: options.headers }, ...rest);
+  }
   if ((url?.hostname ?? options.hostname ?? options.host) !== telegram) {
     return requestAnywhere.call(this, options, ...rest);
   }

@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from app.gateway import install
+from app.gateway import channel_log, install, login
 from tests import fake_telegram
 from tests.fake_telegram import Telegram
 from tests.harness import Api, Heard, environ, running_server
@@ -32,6 +33,7 @@ SET = (
     "mutation($input: ChannelCredentialsSetInput!) "
     f"{{ channelCredentialsSet(input: $input) {{ channel {{ id }} {ERRORS} }} }}"
 )
+LOGIN = f"subscription($id: ID!) {{ channelLogin(channelId: $id) {{ state code {ERRORS} }} }}"
 READ = f"query($id: ID!) {{ node(id: $id) {{ ... on Channel {{ {CHANNEL} }} }} }}"
 
 
@@ -82,6 +84,12 @@ async def opened(api: Api, bot: dict[str, Any], version: str, telegram: Telegram
     return made["channel"]["id"]
 
 
+async def opened_whatsapp(api: Api, bot: dict[str, Any]) -> str:
+    made = await api.run(CREATE, input={"botId": bot["id"], "provider": "whatsapp", "name": "WhatsApp"})
+    assert made["userErrors"] == [], made
+    return made["channel"]["id"]
+
+
 async def started(api: Api, bot: dict[str, Any]) -> int:
     """The gateway's pid, however long a cold start takes here."""
     answer = await api.run(docs.BOT_START, input={"botId": bot["id"]})
@@ -111,11 +119,18 @@ async def told(telegram: Telegram, token: str, pattern: str) -> re.Match[str]:
 
 @pytest.mark.openclaw
 @pytest.mark.parametrize("version", [OLD, NEW])
-async def test_a_real_bot_is_talked_to_over_telegram(version: str, database: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_real_bot_is_talked_to_over_telegram(
+    version: str, database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The stand-in's polls are short, and a minute is long for a test.
+    monkeypatch.setattr(channel_log, "LASTS", timedelta(seconds=12))
+    monkeypatch.setattr(login, "CODE_WITHIN", 5.0)
     with fake_telegram.running() as telegram, story.local_model() as base_url:
         async with house(version, telegram, tmp_path, database, base_url) as api:
             bot = await story.make_bot(api)
             channel = await opened(api, bot, version, telegram, RIGHT)
+            # New OpenClaw would have to download a plugin for it.
+            linkable = await opened_whatsapp(api, bot) if version == OLD else None
             async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
                 pid = await started(api, bot)
                 connected = await until(api, heard, channel, "CONNECTED")
@@ -123,6 +138,9 @@ async def test_a_real_bot_is_talked_to_over_telegram(version: str, database: dic
                 assert RIGHT in telegram.tokens()
                 await strangers_are_let_in_or_sent_away(api, telegram, heard, channel)
                 await another_token_connects_it_anew(api, telegram, heard, channel)
+                if linkable:
+                    await somebody_else_who_polls_shows(api, telegram, heard, channel)
+                    await whatsapp_that_is_out_of_reach_gives_no_code(api, heard, linkable)
                 now = await api.run(docs.BOT_QUERY, by={"id": bot["id"]})
                 assert (now["status"], now["gateway"]["pid"]) == ("ACTIVE", pid)
     assert story.left_of(bot) == []
@@ -182,3 +200,20 @@ async def another_token_connects_it_anew(api: Api, telegram: Telegram, heard: He
         if status == "ERROR":
             assert "refuses the credentials" in found["errorMessage"]
             assert token not in found["errorMessage"]
+
+
+async def somebody_else_who_polls_shows(api: Api, telegram: Telegram, heard: Heard, channel: str) -> None:
+    with telegram.somebody_else_polls(OTHER):
+        said = (await until(api, heard, channel, "ERROR"))["errorMessage"]
+    assert said.startswith("somebody else receives this account's messages")
+    assert "Conflict: terminated by other getUpdates request" in said
+    assert OTHER not in said
+    await until(api, heard, channel, "CONNECTED")
+
+
+async def whatsapp_that_is_out_of_reach_gives_no_code(api: Api, heard: Heard, channel: str) -> None:
+    assert "not linked to an account" in (await until(api, heard, channel, "ERROR"))["errorMessage"]
+    async with api.listen(LOGIN, id=channel) as steps:
+        failed = await steps.until(lambda step: step["state"] == "FAILED", SOON)
+    assert failed["code"] is None
+    assert "got no code" in failed["userErrors"][0]["message"]

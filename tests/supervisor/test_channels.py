@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,12 +16,13 @@ import pytest
 
 from app.db.engine import DB
 from app.domain.states import ChannelStatus
-from app.gateway import channel_status, config
+from app.gateway import channel_log, channel_status, config, rpc
 from app.services.nodes import Lease, LeaseLost
 from app.services.recorder import Recorder
+from app.supervisor import channels as watching
 from tests import fake_openclaw
 from tests.fake_openclaw.program.channels import HELD
-from tests.gateway.test_rpc import asks
+from tests.gateway.test_rpc import asks, is_ours
 from tests.harness import Api, Heard, environ, running_server
 from tests.journeys import documents as docs
 from tests.journeys import story
@@ -29,6 +31,7 @@ OLD, NEW = "2026.2.1", "2026.9.6"
 TOKEN = "6881:AAAbbbCCCddd"
 CREATE = """mutation($input: ChannelCreateInput!) {
   channelCreate(input: $input) { channel { id } userErrors { message } } }"""
+SET = "mutation($input: ChannelCredentialsSetInput!) { channelCredentialsSet(input: $input) { userErrors { code } } }"
 #: Looks come every 50 ms then, and a bot is steady after 0.6 s.
 QUICK = {"CLAWNET_HEALTH_INTERVAL": "0.1", "CLAWNET_STOP_GRACE": "1"}
 
@@ -178,6 +181,143 @@ async def test_channels_that_were_held_back_are_started_once_the_bot_is_steady(
             await changes_to(heard, channel, "CONNECTED")
 
 
+async def test_a_start_that_failed_for_a_passing_reason_is_tried_again(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, channels_held=True, channel_starts_fail=2) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            await changes_to(heard, channel, "ERROR")
+            await changes_to(heard, channel, "CONNECTED")
+        assert _log(tmp_path, bot).read_text().count("channels.start") == 3
+
+
+async def test_a_start_that_fails_again_and_again_is_given_up(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "START_TRIES", 2)
+    async with one_bot(tmp_path, database, channels_held=True, channel_starts_fail=99) as (api, bot, _):
+        channel, log = await has_channel(api, bot), _log(tmp_path, bot)
+        await start(api, bot)
+        with anyio.fail_after(30):
+            while log.read_text().count("channels.start") < 2:
+                await anyio.sleep(0.02)
+        # Longer than the pause before a third one would be.
+        await _looks(tmp_path, bot, 12)
+        assert log.read_text().count("channels.start") == 2
+        assert (await state(channel))["status"] == "ERROR"
+
+
+async def test_a_channel_that_dies_under_a_live_process_shows_it_and_when_it_was_connected_last(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            gateway = (await start(api, bot))["bot"]["gateway"]
+            connected = await changes_to(heard, channel, "CONNECTED")
+            token = json.loads((_home(tmp_path, bot) / "config.json5").read_text())["gateway"]["auth"]["token"]
+            async with rpc.connect(gateway["port"], token, is_ours) as connection:
+                await connection.call("channels.stop", {"channel": "telegram"})
+                dead = await changes_to(heard, channel, "ERROR")
+                assert "stopped" in dead["error"]
+                assert dead["last_connected_at"] == connected["last_connected_at"]
+                now = await api.run(docs.BOT_QUERY, by={"id": bot["id"]})
+                assert (now["status"], now["gateway"]["pid"]) == ("ACTIVE", gateway["pid"])
+                await connection.call("channels.start", {"channel": "telegram"})
+            again = await changes_to(heard, channel, "CONNECTED")
+            assert again["error"] is None
+            assert again["last_connected_at"] >= connected["last_connected_at"]
+
+
+@eras
+async def test_a_channel_that_is_left_out_of_the_configuration_says_so_until_it_is_in(
+    version: str, database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with one_bot(tmp_path, database, version) as (api, bot, _):
+        made = await api.run(
+            CREATE, input={"botId": bot["id"], "provider": "telegram", "name": "Second", "accountId": "second"}
+        )
+        identity = made["channel"]["id"]
+        left_out = UUID(base64.b64decode(identity).decode().partition(":")[2])
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            why = (await changes_to(heard, left_out, "ERROR"))["error"]
+            assert why.startswith("not in the bot's configuration: credentials")
+            await changes_to(heard, channel, "CONNECTED")
+            assert (await state(left_out))["error"] == why
+            given = {"channelId": identity, "credentials": {"botToken": "6882:BBBsecond"}}
+            assert (await api.run(SET, input=given))["userErrors"] == []
+            await changes_to(heard, left_out, "CONNECTED")
+
+
+async def test_on_old_somebody_else_who_polls_is_found_in_the_log_until_it_is_over(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_log, "LASTS", timedelta(seconds=1))
+    async with one_bot(tmp_path, database, OLD) as (api, bot, _):
+        channel = await has_channel(api, bot)
+        async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
+            await start(api, bot)
+            await changes_to(heard, channel, "CONNECTED")
+            _says(tmp_path, bot, f"POST /bot{TOKEN}/getUpdates: 409: Conflict: terminated by other getUpdates request")
+            found = await changes_to(heard, channel, "ERROR")
+            assert found["error"].startswith("somebody else receives this account's messages")
+            assert TOKEN not in found["error"]
+            await changes_to(heard, channel, "CONNECTED")
+
+
+@pytest.mark.parametrize(
+    ("subsystem", "at", "is_told"),
+    [
+        ("gateway/channels/telegram", 0, True),
+        ("telegram", -20, True),
+        # What the bot's model says, another process's trouble, and trouble that is over.
+        ("agent", 0, False),
+        ("telegram", -40, False),
+        ("telegram", -300, False),
+    ],
+)
+def test_a_conflict_is_what_the_channel_itself_said_lately(
+    subsystem: str, at: float, is_told: bool, tmp_path: Path
+) -> None:
+    home = tmp_path / "hana"
+    (home / "logs").mkdir(parents=True)
+    home.chmod(0o700)
+    log, now = home / "logs" / "gateway.log", datetime.now(UTC)
+    noise = json.dumps({"0": json.dumps({"subsystem": "agent"}), "1": "x" * 1000, "time": now.isoformat()})
+    with log.open("w") as lines:
+        lines.write(f"{noise}\n" * 1000)
+        lines.write(_line("409: Conflict", now + timedelta(seconds=at), subsystem))
+        lines.write("half a li")
+    conflicts = channel_log.Conflicts(home)
+    assert (conflicts.telegram(now - timedelta(seconds=30)) is not None) == is_told
+    # It is remembered, though it is read once.
+    assert (conflicts.telegram(now - timedelta(seconds=30)) is not None) == is_told
+    assert conflicts.telegram(now + timedelta(seconds=1)) is None
+
+
+def _says(folder: Path, bot: dict[str, Any], why: str) -> None:
+    """Old OpenClaw's line, as 2026.2.1 writes it."""
+    with (_home(folder, bot) / "logs" / "gateway.log").open("a") as log:
+        log.write(_line(why, datetime.now(UTC)))
+
+
+def _line(why: str, at: datetime, subsystem: str = "gateway/channels/telegram") -> str:
+    said = f"Telegram getUpdates conflict: Call to 'getUpdates' failed! ({why}); retrying in 2.36s."
+    return json.dumps({"0": json.dumps({"subsystem": subsystem}), "1": said, "time": at.isoformat()}) + "\n"
+
+
+def _home(folder: Path, bot: dict[str, Any]) -> Path:
+    return folder / "data" / "openclaw" / "bots" / bot["agentId"]
+
+
+def _log(folder: Path, bot: dict[str, Any]) -> Path:
+    return _home(folder, bot) / "logs" / "bot.log"
+
+
 async def test_what_did_not_change_is_not_told_again(database: dict[str, Any], tmp_path: Path) -> None:
     async with one_bot(tmp_path, database) as (api, bot, wrapper):
         channel = await has_channel(api, bot)
@@ -297,6 +437,14 @@ def test_a_reason_holds_no_part_of_a_secret_that_is_known(secret: str) -> None:
     assert channel_status.sentence(seen, hidden) == "the channel failed (refused for ********* , says it)"
 
 
+def test_a_channel_that_is_blocked_says_why() -> None:
+    why = "PluginTrustRefusalError: openKeyedStore is only available for trusted plugins"
+    account = {"accountId": "default", "running": False, "lifecycle": "blocked", "lastError": why}
+    seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=False)
+    assert seen.status is ChannelStatus.ERROR
+    assert channel_status.sentence(seen, seen.raw) == f"OpenClaw has no plugin for the channel that it can run ({why})"
+
+
 def test_a_reason_of_any_length_is_told_in_one_line_at_once() -> None:
     account = {"accountId": "default", "running": False, "lastError": "plugin a" * 400_000 + "\x1b[31m\n"}
     seen = channel_status.read({"channelAccounts": {"x": [account]}}, "x", "default", is_settled=True)
@@ -321,6 +469,7 @@ def test_a_reason_of_any_length_is_told_in_one_line_at_once() -> None:
         ({"running": False, "lifecycle": "blocked"}, "ERROR"),
         ({"running": False, "enabled": False, "lastError": "disabled"}, "DISCONNECTED"),
         ({"running": False, "stateReason": "disabled"}, "DISCONNECTED"),
+        ({"running": False, "lifecycle": "stopped", "stateReason": "not linked", "lastError": None}, "ERROR"),
         ({"running": "yes", "lastError": ["x"], "lastConnectedAt": "soon"}, "ERROR"),
         ({"running": True, "connected": True, "lifecycle": "ready", "lastConnectedAt": 1e300}, "CONNECTED"),
     ],

@@ -34,6 +34,8 @@ _DESTINATIONS = {
     "relay.url": "relay.",
     "webhookUrl": "webhookSecret",
 }
+#: Those linked by a code whose gateway hands that out (`web.login.start`), in both editions.
+_LOGIN_OFFERED = frozenset({"whatsapp"})
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -50,7 +52,15 @@ class Provider:
     package: str | None
     """The npm package that has to be installed for it, with its version; null when OpenClaw brings it."""
     pairs_by_qr: bool
+    """A person links it to an account by scanning a code."""
     edition: str = "new"
+
+    @property
+    def login_unavailable(self) -> str | None:
+        """Why its code cannot be had from here; None where it can, or where none is needed."""
+        if not self.pairs_by_qr or self.name in _LOGIN_OFFERED:
+            return None
+        return f"{self.label} is linked by a code, which ClawNet does not offer yet"
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,12 @@ class ChannelProvider:
     label: str = strawberry.field(description="Name shown to people.")
     credential_schema: JSON = strawberry.field(description="JSON Schema of the secrets it needs.")
     settings_schema: JSON = strawberry.field(description="JSON Schema of its other settings.")
+    pairs_by_qr: bool = strawberry.field(
+        description="Whether it is linked to an account by a code that a person scans, with `channelLogin`."
+    )
+    login_unavailable: str | None = strawberry.field(
+        description="Why `channelLogin` does not offer its code yet; null where it does, and where none is needed."
+    )
 
     @classmethod
     def of(cls, kind: Kind) -> "ChannelProvider":
@@ -140,4 +146,6 @@ class ChannelProvider:
             label=kind.label,
             credential_schema=JSON(kind.credential_schema),
             settings_schema=JSON(kind.settings_schema),
+            pairs_by_qr=kind.pairs_by_qr,
+            login_unavailable=kind.login_unavailable,
         )

@@ -91,6 +91,16 @@ _described(
 )
 
 _described(
+    states.ChannelLoginState,
+    "How far the linking of a channel by a code has come.",
+    {
+        "WAITING": "There is no code that can be scanned right now.",
+        "CODE": "There is one; its holder's phone links the account.",
+        "LINKED": "The channel is linked, and opens.",
+        "FAILED": "It was refused or broke off.",
+    },
+)
+_described(
     states.ChannelStatus,
     "Whether a channel is connected.",
     {
