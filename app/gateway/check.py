@@ -31,6 +31,8 @@ AT_ONCE = 2
 REMEMBERED = 1_000
 #: Reasons that are shown, and characters of each.
 REASONS, REASON_LENGTH = 5, 300
+#: Reasons that are remembered of one configuration.
+REASONS_KEPT = 50
 #: More output than any answer has; the rest is not read.
 OUTPUT_MAX = 1_048_576
 #: Grows when a Dialect learns to say more, so that older notes are not believed.
@@ -59,7 +61,7 @@ class Checker:
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
         self._limiter = anyio.CapacityLimiter(AT_ONCE)
-        self._answers: OrderedDict[str, str] = OrderedDict()
+        self._answers: OrderedDict[str, Sequence[tuple[str, str]]] = OrderedDict()
 
     async def check(self, config: dict[str, Any], home: Path) -> None:
         """Returns when the configuration is accepted, or when there are no rules to ask.
@@ -67,31 +69,38 @@ class Checker:
         Raises:
             ConfigInvalid: It is refused; the message holds OpenClaw's own reasons, without any secret.
         """
+        if known := _sentence(await self.issues(config, home)):
+            raise ConfigInvalid(known)
+
+    async def issues(self, config: dict[str, Any], home: Path) -> Sequence[tuple[str, str]]:
+        """Each refused path with OpenClaw's own reason, without any secret; nothing where there are no rules to ask."""
         digest = configs.digest(config)
         if (known := self._answers.get(digest)) is None:
             try:
                 async with self._limiter:
-                    issues = await _ask(self._installation, config, home)
+                    found = await _ask(self._installation, config, home)
             except Unchecked as error:
                 log.warning("config_unchecked", openclaw=self._installation.version, why=str(error))
-                issues = []
-            known = self._remember(digest, _sentence(issues, config))
-        if known:
-            raise ConfigInvalid(known)
+                found = []
+            known = self._remember(digest, _shown(found, config))
+        return known
 
-    def _remember(self, digest: str, answer: str) -> str:
+    def _remember(self, digest: str, answer: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
         self._answers[digest] = answer
         if len(self._answers) > REMEMBERED:
             self._answers.popitem(last=False)
         return answer
 
 
-def _sentence(issues: Sequence[tuple[str, str]], config: dict[str, Any]) -> str:
-    """Nothing for an accepted configuration. OpenClaw quotes refused values, so secrets are taken out."""
-    reasons = [
-        " ".join(configs.hide(f"{path}: {message}" if path else message, config).split())[:REASON_LENGTH]
-        for path, message in issues[:REASONS]
-    ]
+def _shown(issues: Sequence[tuple[str, str]], config: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """OpenClaw quotes refused values, so secrets are taken out."""
+    shown = [(configs.hide(path, config), " ".join(configs.hide(why, config).split())) for path, why in issues]
+    return tuple(shown[:REASONS_KEPT])
+
+
+def _sentence(issues: Sequence[tuple[str, str]]) -> str:
+    """Nothing for an accepted configuration."""
+    reasons = [(f"{path}: {message}" if path else message)[:REASON_LENGTH] for path, message in issues[:REASONS]]
     more = f" (and {len(issues) - REASONS} more)" if len(issues) > REASONS else ""
     return f"OpenClaw refuses the configuration: {'; '.join(reasons)}{more}" if reasons else ""
 

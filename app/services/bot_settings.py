@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.domain.errors import Invalid
-from app.domain.ports import RefusedOverrides
+from app.domain.ports import OverridesTried, RefusedOverrides
 from app.domain.states import RestartMode
 from app.services import models, words
 
@@ -83,6 +83,23 @@ async def columns(owner: UUID, settings: dict[str, Any], refused: RefusedOverrid
             case _:
                 raise ValueError(f"no such setting: {field}")
     return found
+
+
+async def try_overrides(
+    value: Any, kept: dict[str, Any], agent_id: str | None, refused: RefusedOverrides, tried: OverridesTried
+) -> None:
+    """Raises `Invalid` for what the installed OpenClaw would refuse. It may take seconds: outside of any transaction.
+
+    Args:
+        value: As it was given; what is there already is not asked about again.
+        kept: What the bot has.
+    """
+    overrides: dict[str, Any] = json.loads(_overrides(value, refused))
+    if overrides in ({}, kept):
+        return
+    for path, why in await tried(overrides, agent_id):
+        where = ".".join(("configOverrides", *path))
+        raise Invalid(f"{where}: OpenClaw refuses this: {why}", "configOverrides", *path)
 
 
 def _overrides(value: Any, refused: RefusedOverrides) -> str:

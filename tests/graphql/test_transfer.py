@@ -15,7 +15,7 @@ from app.domain import rooms as names
 from app.domain.events import BotEventKind
 from app.domain.states import BotStatus, Reason, TokenScope, UserRole
 from app.graphql.types import node
-from app.services import bots, rooms
+from app.services import bots, processes, rooms
 from app.services.nodes import Lease
 from app.services.recorder import Recorder
 from tests import fake_openclaw
@@ -484,3 +484,40 @@ async def test_a_listener_whose_rights_end_hears_no_more_even_where_nobody_tells
             while not all(task.done() for task in listening):
                 await change(api, bot, "news")
         assert [task.result() for task in listening] == [why] * len(closed)
+
+
+async def test_a_configuration_written_for_the_old_owner_is_not_shown_to_the_new_one(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        bot = await story.make_bot(mia.api)
+        key = UUID(bot["databaseId"])
+        row = await DB.fetch_one("SELECT node_id, lease_epoch FROM bot_process WHERE bot = $1", key)
+        assert row is not None
+        lease = Lease(row["node_id"], uuid4(), row["lease_epoch"], 15.0)
+        told = asyncio.Event()
+
+        async def note() -> None:
+            told.set()
+            await processes.note_rendered(lease, key, mia.key, '{"mine": "of Mia"}', config_revision=1)
+
+        # It was rendered before the transfer, and comes to be told while that is under way.
+        async with DB.transaction():
+            await DB.fetch("UPDATE bot SET owner = $2 WHERE id = $1", key, sven.key)
+            await DB.fetch("UPDATE bot_process SET config_rendered = '{}' WHERE bot = $1", key)
+            noted = contextvars.Context().run(asyncio.create_task, note())
+            await told.wait()
+            waits = (
+                "SELECT count(*) AS n FROM pg_stat_activity "
+                "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            async with asyncio.timeout(PATIENCE):
+                while not ((waiting := await DB.fetch_one(waits)) and waiting["n"]):
+                    await asyncio.sleep(0.02)
+        await noted
+        row = await DB.fetch_one("SELECT config_rendered, config_revision FROM bot_process WHERE bot = $1", key)
+        assert row == {"config_rendered": {}, "config_revision": 1}
+        await processes.note_rendered(lease, key, sven.key, '{"mine": "of Sven"}')
+        row = await DB.fetch_one("SELECT config_rendered FROM bot_process WHERE bot = $1", key)
+        assert row == {"config_rendered": {"mine": "of Sven"}}

@@ -12,6 +12,7 @@ from tests.journeys import story
 from tests.journeys.recording import recording_model
 from tests.journeys.test_real_openclaw import PATIENCE, user_cache
 from tests.supervisor.test_reload import change, until_settled
+from tests.supervisor.test_runner import change_unasked
 
 
 @pytest.mark.openclaw
@@ -58,8 +59,13 @@ async def test_a_real_bot_takes_new_settings_while_it_runs(
             await change(api, bot, configOverrides={"session": {"dmScope": "per-peer"}})
             await until_settled(api, bot, PATIENCE)
 
+            # OpenClaw's own rules are asked first; what they were not asked about is taken back.
+            wrong = {"botId": bot["id"], "configOverrides": {"tools": {"noSuchSetting": 1}}}
+            (error,) = (await api.run(docs.BOT_UPDATE, input=wrong))["userErrors"]
+            assert (error["code"], error["field"]) == ("INVALID", ["configOverrides", "tools"])
+            assert "noSuchSetting" in error["message"]
             async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-                await change(api, bot, configOverrides={"tools": {"noSuchSetting": 1}})
+                await change_unasked(api, bot)
                 await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK", PATIENCE)
             now = await api.run(docs.BOT_QUERY, by={"id": bot["id"]})
             assert "noSuchSetting" in now["config"]["rolledBack"]

@@ -21,10 +21,9 @@ from tests.harness import Api, environ, running_server, serve
 from tests.journeys import documents as docs
 from tests.journeys import story
 from tests.journeys.recording import recording_model
-from tests.supervisor.test_runner import one_bot, read, start, stop
+from tests.supervisor.test_runner import change_unasked, one_bot, read, start, stop
 
 VERSIONS = pytest.mark.parametrize("version", ["2026.2.1", "2026.9.6"])
-REFUSED = {"configOverrides": {"tools": {"noSuchSetting": 1}}}
 #: OpenClaw reads this at its start only.
 NEEDS_START = {"configOverrides": {"commands": {"native": False}}}
 
@@ -158,7 +157,7 @@ async def test_a_refused_change_is_taken_back_and_the_next_one_counts(
     async with one_bot(tmp_path, database, version=version) as (api, bot, wrapper):
         await start(api, bot)
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            await change(api, bot, **REFUSED)
+            await change_unasked(api, bot)
             await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK")
         now = await read(api, bot)
         assert "noSuchSetting" in now["config"]["rolledBack"]
@@ -177,7 +176,7 @@ async def test_a_bot_that_crashes_after_a_refused_change_comes_back_with_the_las
     async with one_bot(tmp_path, database) as (api, bot, _):
         pid = (await start(api, bot))["bot"]["gateway"]["pid"]
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            await change(api, bot, **REFUSED)
+            await change_unasked(api, bot)
             await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK")
             os.kill(pid, signal.SIGKILL)
             again = await heard.until(lambda e: e["kind"] == "STARTED")
@@ -192,7 +191,7 @@ async def test_a_change_is_not_blamed_for_what_an_earlier_one_was_refused_for(
     async with one_bot(tmp_path, database) as (api, bot, wrapper):
         pid = (await start(api, bot))["bot"]["gateway"]["pid"]
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            await change(api, bot, **REFUSED)
+            await change_unasked(api, bot)
             await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK")
             moved = wrapper.rename(wrapper.with_name("moved"))
             os.kill(pid, signal.SIGKILL)
@@ -214,7 +213,7 @@ async def test_a_change_refused_while_the_bot_is_down_starts_it_with_the_last_go
     async with one_bot(tmp_path, database, version=version) as (api, bot, _):
         await start(api, bot)
         await stop(api, bot)
-        await change(api, bot, **REFUSED)
+        await change_unasked(api, bot)
         started = await start(api, bot)
         assert started["userErrors"] == []
         assert started["bot"]["status"] == "ACTIVE"
@@ -278,7 +277,7 @@ async def test_a_bot_that_was_given_away_does_not_run_on_with_its_former_owners_
         given = json.loads(kept.read_text()) | {"owner": str(uuid4())}
         kept.write_text(json.dumps(given))
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            await change(api, bot, **REFUSED)
+            await change_unasked(api, bot)
             failed = await heard.until(lambda e: e["kind"] == "ERROR")
         assert "noSuchSetting" in failed["error"]
         assert story.left_of(bot) == []
@@ -313,7 +312,7 @@ async def test_nothing_is_gone_back_to_that_the_bot_wrote_itself(database: dict[
         await stop(api, bot)
         kept = home_of(tmp_path) / "config.good.json5"
         kept.write_text(kept.read_text().replace("loopback", "lan"))
-        await change(api, bot, **REFUSED)
+        await change_unasked(api, bot)
         failed = await start(api, bot)
         assert failed["bot"]["status"] == "ERROR"
 
@@ -374,7 +373,7 @@ async def test_what_is_taken_away_from_a_bot_whose_change_was_taken_back_is_gone
         made = await channel(api, bot, credentials={"botToken": token(1)})
         await start(api, bot)
         async with api.listen(docs.BOT_STATUS, ids=[bot["id"]]) as heard:
-            await change(api, bot, **REFUSED)
+            await change_unasked(api, bot)
             await heard.until(lambda e: e["kind"] == "CONFIG_ROLLED_BACK")
             assert (await api.run(document, input={"channelId": made["id"], **more}))["userErrors"] == []
             failed = await heard.until(lambda e: e["kind"] == "ERROR")

@@ -56,7 +56,9 @@ class BotCreateInput:
     restart_policy: RestartPolicyInput | None = strawberry.field(
         default=None, description="What is done after a crash."
     )
-    config_overrides: JSON | None = strawberry.field(default=None, description="Settings laid over the generated ones.")
+    config_overrides: JSON | None = strawberry.field(
+        default=None, description="Settings laid over the generated ones. OpenClaw's own rules are asked about them."
+    )
     agent_id: str | None = strawberry.field(
         default=None, description="Short name of the agent; made from the name when absent."
     )
@@ -80,7 +82,8 @@ class BotUpdateInput:
         default=strawberry.UNSET, description="What is done after a crash."
     )
     config_overrides: JSON | None = strawberry.field(
-        default=strawberry.UNSET, description="Settings laid over the generated ones."
+        default=strawberry.UNSET,
+        description="Settings laid over the generated ones. OpenClaw's own rules are asked about them.",
     )
     expected_revision: int | None = strawberry.field(
         default=None, description="Refuse with STALE unless the configuration has this revision."
