@@ -24,9 +24,13 @@ from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
 from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch, SettingsError, Unavailable
-from app.gateway import install, openclaw, overrides
+from app.gateway import install, openclaw, overrides, plugins
+from app.gateway.candidate import Candidates
 from app.gateway.channel_rules import InstalledRules
 from app.gateway.chat import Chat
+from app.gateway.check import Checker
+from app.gateway.config import Dialect
+from app.gateway.login import Logins as GatewayLogins
 from app.gateway.pairing import Pairings as GatewayPairings
 from app.gateway.probe import Prober
 from app.graphql import schema
@@ -42,6 +46,7 @@ from app.services.bots import Bots
 from app.services.channels import Channels
 from app.services.fleet import Fleet
 from app.services.limits import Limits
+from app.services.logins import Logins
 from app.services.messages import Messages
 from app.services.pairings import Pairings
 from app.services.people import People
@@ -323,6 +328,7 @@ def _tools(settings: Settings, recorder: Recorder, opened: vault.Vault, finder: 
         start_budget=settings.clawnet_start_budget,
         backoff_scale=settings.clawnet_backoff_scale,
         slots=anyio.CapacityLimiter(os.cpu_count() or 1),
+        plugin_slots=anyio.CapacityLimiter(plugins.AT_ONCE),
     )
 
 
@@ -336,10 +342,22 @@ def _services(
     finder: Finder,
     tasks: anyio.abc.TaskGroup,
 ) -> Services:
+    homes = settings.openclaw_base_path / "bots"
+
+    async def config_rules() -> tuple[Checker, Dialect]:
+        found = await finder.get()
+        return found.checker, found.dialect
+
     bots = Bots(
-        recorder, hub, supervisor.wake, overrides.refused_overrides, settings.clawnet_node, settings.openclaw_max_bots
+        recorder,
+        hub,
+        supervisor.wake,
+        overrides.refused_overrides,
+        Candidates(config_rules, homes),
+        settings.clawnet_node,
+        settings.openclaw_max_bots,
     )
-    chat = Chat(settings.openclaw_base_path / "bots")
+    chat = Chat(homes)
     stack.push_async_callback(chat.close)
 
     def background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -352,7 +370,6 @@ def _services(
     revisions = Revisions(recorder, supervisor.wake)
     rules = InstalledRules(lambda: finder.version or settings.clawnet_openclaw_version)
     channels = Channels(revisions, rules)
-    waiting = GatewayPairings(settings.openclaw_base_path / "bots")
     return Services(
         bots,
         channels,
@@ -367,7 +384,8 @@ def _services(
         limits=limits,
         fleet=Fleet(settings.clawnet_lease),
         rotations=Rotations(opened, hub.wake, settings.clawnet_key_rotation_wait),
-        pairings=Pairings(opened, channels, waiting, supervisor.is_here),
+        pairings=Pairings(opened, channels, GatewayPairings(homes), supervisor.is_here),
+        logins=Logins(opened, channels, recorder, GatewayLogins(homes), supervisor.is_here),
     )
 
 

@@ -245,12 +245,12 @@ class ServerProcess:
         raise AssertionError(f"it never said {word!r}: {self.lines}")
 
 
-def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:
-    """Starts `python -m app serve` and returns once it said that it is ready."""
+def serve(wanted: dict[str, str], *arguments: str, module: str = "app", may_die: bool = False) -> ServerProcess:
+    """Starts `python -m app serve` and returns once it said that it is ready, or died where it may."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **wanted}
     with (Path(wanted["CLAWNET_DATA_DIR"]).parent / "server.log").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--no-openclaw", *arguments],
+            [sys.executable, "-m", module, "serve", "--no-openclaw", *arguments],
             cwd=REPO,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -263,6 +263,8 @@ def serve(wanted: dict[str, str], *arguments: str) -> ServerProcess:
     try:
         server.says("ready: ")
     except BaseException:
+        if may_die and process.wait(PATIENCE) == -signal.SIGKILL:
+            return server
         server.__exit__()
         raise
     for line in server.lines:

@@ -10,7 +10,7 @@ import httpx
 
 from app.domain.errors import GatewayFailed
 from app.domain.ports import Answer
-from app.gateway import lastturn
+from app.gateway import lastturn, redaction
 
 #: Longest reason of the gateway's that is passed on, in characters.
 MAX_REASON = 500
@@ -42,12 +42,13 @@ class Chat:
             raise GatewayFailed(f"the bot did not answer within {timeout:g} s") from error
         except httpx.HTTPError as error:
             raise GatewayFailed(f"the bot's gateway does not answer ({type(error).__name__})") from error
-        answer = _answer(status, _object(body))
-        key = f"agent:{agent_id}:openai-user:{user}"
         home = self._homes / agent_id
+        answer = await anyio.to_thread.run_sync(_answer, status, _object(body), home)
+        key = f"agent:{agent_id}:openai-user:{user}"
         failed = await anyio.to_thread.run_sync(lastturn.failure, home, agent_id, key, answer.text)
         if failed is not None:
-            raise GatewayFailed(f"the bot's model failed: {_line(failed)}")
+            said = await anyio.to_thread.run_sync(_said, home, failed)
+            raise GatewayFailed(f"the bot's model failed{said}")
         return answer
 
     async def _post(self, port: int, token: str, agent_id: str, text: str, user: str) -> tuple[int, bytes]:
@@ -73,11 +74,11 @@ class Chat:
         return response.status_code, bytes(body)
 
 
-def _answer(status: int, body: dict[str, Any]) -> Answer:
+def _answer(status: int, body: dict[str, Any], home: Path) -> Answer:
     if status != 200:
         error = body.get("error")
         reason = cast("dict[str, Any]", error).get("message") if isinstance(error, dict) else error
-        said = f": {_line(reason)}" if isinstance(reason, str) else ""
+        said = _said(home, reason) if isinstance(reason, str) else ""
         raise GatewayFailed(f"the bot's gateway answered with status {status}{said}")
     try:
         text = body["choices"][0]["message"]["content"]
@@ -95,6 +96,12 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _said(home: Path, reason: str) -> str:
+    """A reason as the end of a sentence of ours, without the bot's secrets: it may quote the key that was refused."""
+    line = _line(redaction.without_secrets(str(home), reason))
+    return f": {line}" if line else ""
 
 
 def _line(text: str) -> str:

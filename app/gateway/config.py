@@ -8,15 +8,15 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote
 
 from app.domain.errors import ConfigInvalid
-from app.gateway.overrides import is_secret, merge, refused_overrides
+from app.gateway.overrides import merge, refused_overrides
+from app.gateway.redaction import is_secret, secrets_in
 
 __all__ = [
     "BotSettings",
@@ -55,7 +55,6 @@ _MODEL_KEYS = frozenset(
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 #: What OpenClaw replaces from its environment; a `$` before it makes it plain text (both versions).
 _VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}", re.ASCII)
-_ESCAPED = re.compile(r"\$(?=\$\{[A-Z_][A-Z0-9_]*\})", re.ASCII)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -236,43 +235,6 @@ def digest(config: Mapping[str, Any]) -> str:
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every secret replaced by `***`, also where it turns up inside another text."""
     return cast("dict[str, Any]", _redacted(config, _by_length(secrets_in(config))))
-
-
-def secrets_in(config: Mapping[str, Any]) -> set[str]:
-    """Every secret text of the configuration in each of its spellings: who keeps them out of a message needs all."""
-    return {spelling for secret in _secrets(config, inside=False) for spelling in _spellings(secret)}
-
-
-def _secrets(value: Any, *, inside: bool) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for name, part in cast("Mapping[str, Any]", value).items():
-            yield from _secrets(part, inside=inside or is_secret(name, part))
-    elif isinstance(value, list):
-        for part in cast("list[Any]", value):
-            yield from _secrets(part, inside=inside)
-    elif inside and isinstance(value, str) and value:
-        yield value
-        yield from _secrets(_parsed(value), inside=True)
-
-
-def _parsed(secret: str) -> Any:
-    """What a secret that is JSON holds (a service account's private key, say), which may be quoted without the rest."""
-    if secret.lstrip()[:1] not in ("{", "[", '"'):
-        return None
-    try:
-        return json.loads(secret)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _spellings(secret: str) -> Iterator[str]:
-    """How a secret may stand in a text: as in the file and as OpenClaw reads that, quoted, and line by line."""
-    for plain in {secret, _ESCAPED.sub("", secret)}:
-        yield plain
-        yield json.dumps(plain)[1:-1]
-        yield json.dumps(plain, ensure_ascii=False)[1:-1]
-        yield quote(plain, safe="!'()*", errors="replace")
-        yield from map(str.strip, plain.splitlines())
 
 
 def _redacted(value: Any, known: list[str]) -> Any:

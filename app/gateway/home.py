@@ -1,4 +1,4 @@
-"""A bot's home: its folders, what its process is started with, its persona, its last words, its end.
+"""A bot's home: its folders, what its process is started with, its persona, its last words. Its end: `trash.py`.
 
 The agent can write everywhere in its home, so every name in it may have become a link to somewhere else: folders are
 opened without following links, and what lies in the place of one of ours is refused, not used.
@@ -7,12 +7,11 @@ opened without following links, and what lies in the place of one of ours is ref
 import hashlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from app.domain.errors import SpawnFailed
 from app.domain.states import Reason
@@ -228,33 +227,3 @@ def _problems(lines: Sequence[str]) -> list[str]:
         return found or ["no reason was given"]
     blocked = [match for line in lines if (match := _BLOCKED.search(line))]
     return [next(part for part in blocked[-1].groups() if part)] if blocked else []
-
-
-def trash(base: Path, home: Path) -> None:
-    """Takes the home away at once and then removes it; nothing outside is touched, wherever its links lead."""
-    bin_ = base / ".trash"
-    bin_.mkdir(mode=0o700, exist_ok=True)
-    grave = bin_ / str(uuid4())
-    with suppress(FileNotFoundError):
-        home.rename(grave)
-        _remove(grave)
-
-
-def empty_trash(base: Path) -> None:
-    """Removes what an interrupted `trash` left."""
-    with suppress(FileNotFoundError):
-        for grave in (base / ".trash").iterdir():
-            _remove(grave)
-
-
-def _remove(grave: Path) -> None:
-    if grave.is_symlink() or not grave.is_dir():
-        grave.unlink(missing_ok=True)
-        return
-    # A folder may have been made unreadable; links are neither followed here nor by rmtree.
-    grave.chmod(0o700)
-    for _, folders, _, here in os.fwalk(grave, follow_symlinks=False):
-        for name in folders:
-            if stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
-                os.chmod(name, 0o700, dir_fd=here)
-    shutil.rmtree(grave)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+from app.gateway.redaction import is_secret
+
 #: Deeper or larger than this is no configuration anybody wrote.
 MAX_DEPTH, MAX_VALUES = 16, 2_000
 
@@ -71,21 +73,6 @@ _PLACES = frozenset(
     )
 )
 _WORD = re.compile(r"[A-Z]*[a-z0-9]+|[A-Z]+")
-#: A value under a name that ends so is a secret.
-_SECRET = re.compile(
-    r"""(?ix) .*(?: (?:api|private|access|encrypt|encryption|signing)_?keys? | tokens? | secrets? | secretref
-    | passwords? | passwd | passphrase | credentials? | authorization | cookies? | bearer | serviceaccount | authtag
-    | incomingurl | headers )"""
-)
-#: A text under just this name is one too (a TLS key, Tlon's access code).
-_SECRET_NAMES = frozenset(("code", "key"))
-
-
-def is_secret(name: str, value: object) -> bool:
-    """Whether the value under this name is to be shown to nobody. Numbers and switches are not: `maxTokens: 4096`."""
-    if value is None or isinstance(value, bool | int | float) or value == "":
-        return False
-    return bool(_SECRET.fullmatch(name)) or (isinstance(value, str) and name.lower() in _SECRET_NAMES)
 
 
 def refused_overrides(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,7 +3,8 @@
     python -I -S shim.py < spec.json
 
 It answers one line of JSON, {"ok": true, …} or {"ok": false, "error": …}, and from then on takes no decisions: whoever
-wants the gateway to stop signals the gateway. Standard library only, and little of it: one runs beside each bot.
+wants the gateway to stop signals the gateway. What the gateway prints is kept without the secrets that stand in its
+configuration. Standard library only, and little of it: one runs beside each bot.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ import select
 import signal
 import sys
 import time
+
+# Behind everything else, so that nothing there stands in the place of the standard library.
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from app.gateway.redaction import Redactor
 
 # `typing` costs half a megabyte in each shim; type checkers know this name.
 TYPE_CHECKING = False
@@ -48,7 +53,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 NEW_FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Everything a terminal or a reader of lines would act upon, but for the tab.
-CONTROL_BYTES = bytes(code for code in (*range(32), 127) if code != 9)
+CONTROL_BYTES = bytes(code for code in (*range(32), 127) if code not in b"\t\n")
 CONTROL_CHARACTERS = dict.fromkeys((*range(128, 160), 0x2028, 0x2029))
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -144,11 +149,13 @@ class Log:
 
 
 class Stream:
-    """One of the gateway's two output pipes, cut into lines."""
+    """One of the gateway's two output pipes, cut into lines, without its secrets."""
 
-    def __init__(self, fd: int, letter: str) -> None:
-        self.fd, self._letter = fd, letter
+    def __init__(self, fd: int, letter: str, redactor: Redactor) -> None:
+        self.fd, self._letter, self._redactor = fd, letter, redactor
         self._partial = b""
+        #: The rest of the present line is not kept.
+        self._is_cut = False
         os.set_blocking(fd, False)
 
     def read(self) -> list[bytes]:
@@ -161,17 +168,36 @@ class Stream:
         data = os.read(self.fd, CHUNK)
         if not data:
             raise EOFError
-        *lines, partial = (self._partial + data).split(b"\n")
-        self._partial = partial[:LINE_MAX]
-        return [self._format(line) for line in lines]
+        # After the read: what the gateway took its words from lies there by now.
+        self._redactor.learn()
+        data = data.translate(None, CONTROL_BYTES)
+        if self._is_cut:
+            _, end, data = data.partition(b"\n")
+            if not end:
+                return []
+            self._is_cut = False
+        whole, end, self._partial = (self._partial + data).rpartition(b"\n")
+        return (self._format(whole) if end else []) + self._cut_overlong()
 
     def rest(self) -> list[bytes]:
         """The last line, when it had no end."""
         partial, self._partial = self._partial, b""
-        return [self._format(partial)] if partial else []
+        return self._format(partial) if partial else []
 
-    def _format(self, line: bytes) -> bytes:
-        return stamp(self._letter) + clean(line[:LINE_MAX]) + b"\n"
+    def _cut_overlong(self) -> list[bytes]:
+        """The end of a line that is too long already is not waited for."""
+        longest = self._redactor.longest
+        if len(self._partial) <= LINE_MAX + longest:
+            return []
+        line = self._redactor.clean(clean(self._partial[: LINE_MAX + longest]))
+        self._partial, self._is_cut = b"", True
+        # Its last bytes may be the beginning of a secret.
+        return [stamp(self._letter) + cut(line[: max(0, len(line) - longest)]) + b"\n"]
+
+    def _format(self, block: bytes) -> list[bytes]:
+        prefix = stamp(self._letter)
+        lines = self._redactor.clean(clean(block)).split(b"\n")
+        return [b"%s%s\n" % (prefix, line if len(line) <= LINE_MAX else cut(line)) for line in lines]
 
 
 class Keeper:
@@ -282,12 +308,14 @@ def begin() -> tuple[Keeper, Log, int, str]:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     run, logs = open_folder(spec.home, "run"), open_folder(spec.home, "logs")
+    redactor = Redactor(open_folder(spec.home))
     take_lock(run)
     leave_parent()
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise Refused("subreaper", errno=ctypes.get_errno())
     wake = wake_on_children()
-    pid, streams = launch(spec)
+    redactor.learn()
+    pid, streams = launch(spec, redactor)
     about = identity(spec.nonce, pid)
     try:
         write_json(run, "state.json", about)
@@ -301,8 +329,8 @@ def begin() -> tuple[Keeper, Log, int, str]:
     return Keeper(pid, streams, log, wake), log, run, spec.nonce
 
 
-def open_folder(home: str, name: str) -> int:
-    path = f"{home}/{name}"
+def open_folder(home: str, name: str = "") -> int:
+    path = f"{home}/{name}".rstrip("/")
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -339,7 +367,7 @@ def wake_only(number: int, frame: object) -> None:
     """Without a handler of ours a signal writes nothing to the wake-up descriptor."""
 
 
-def launch(spec: Spec) -> tuple[int, list[Stream]]:
+def launch(spec: Spec, redactor: Redactor) -> tuple[int, list[Stream]]:
     """Fork the gateway and wait until it runs its own program."""
     pipes = [os.pipe() for _ in range(3)]  # all close on exec, so the third one's end of file says "it runs"
     shim = os.getpid()
@@ -353,7 +381,7 @@ def launch(spec: Spec) -> tuple[int, list[Stream]]:
         if failure := report.read():
             os.waitpid(pid, 0)
             raise Refused("exec", **json.loads(failure))
-    return pid, [Stream(out, "O"), Stream(err, "E")]
+    return pid, [Stream(out, "O", redactor), Stream(err, "E", redactor)]
 
 
 def become_gateway(spec: Spec, shim: int, out: int, err: int, trouble: int) -> NoReturn:
@@ -457,11 +485,16 @@ def stamp(letter: str) -> bytes:
     return b"%d %s " % (time.time() * 1000, letter.encode())
 
 
-def clean(line: bytes) -> bytes:
-    line = line.translate(None, CONTROL_BYTES)
-    if line.isascii():
-        return line
-    return line.decode("utf-8", "replace").translate(CONTROL_CHARACTERS).encode()
+def clean(block: bytes) -> bytes:
+    """Lines that are text, whatever they were; their control bytes are gone already."""
+    if block.isascii():
+        return block
+    return block.decode("utf-8", "replace").translate(CONTROL_CHARACTERS).encode()
+
+
+def cut(line: bytes) -> bytes:
+    """As much of it as is kept, in whole characters."""
+    return line[:LINE_MAX].decode("utf-8", "ignore").encode()
 
 
 def answer(value: dict[str, Any]) -> None:
@@ -486,7 +519,7 @@ def record_exit(run: int, log: Log, nonce: str, keeper: Keeper) -> None:
         "at": time.time(),
         "reaped": len(keeper.killed),
         "max_rss_kb": keeper.max_rss_kb,
-        "tail": [line.split(b" ", 2)[2].decode().rstrip("\n")[:TAIL_WIDTH] for line in keeper.tail],
+        "tail": [line.split(b" ", 2)[2].decode("utf-8", "replace").rstrip("\n")[:TAIL_WIDTH] for line in keeper.tail],
     }
     try:
         write_json(run, "exit.json", exit_)

@@ -23,6 +23,7 @@ from app.services.bots import Bots
 from app.services.channels import Channels
 from app.services.fleet import Fleet
 from app.services.limits import Limits
+from app.services.logins import Logins
 from app.services.messages import Messages
 from app.services.pairings import Pairings
 from app.services.people import People
@@ -53,6 +54,7 @@ class Services:
     fleet: Fleet
     rotations: Rotations
     pairings: Pairings
+    logins: Logins
 
 
 class Context(BaseContext, kw_only=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from app.domain import rooms as names
 from app.domain.errors import Conflict, Invalid, LimitReached, NotFound, Refusal, Stale, Taken, Unavailable
 from app.domain.events import BotEventKind
 from app.domain.ids import new_id
-from app.domain.ports import RefusedOverrides, Wake
+from app.domain.ports import OverridesTried, RefusedOverrides, Wake
 from app.domain.states import BotStatus, DesiredState, TokenScope, UserRole
 from app.domain.viewer import Viewer
 from app.pubsub.hub import Hub, HubClosed
@@ -31,16 +32,32 @@ AT_ONCE = 5
 MAX_SUFFIX = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """How much goes with a bot."""
+
+    channels: int
+    bindings: int
+
+
 class Bots:
     """Writes wishes about bots, and waits for what comes of them."""
 
     def __init__(
-        self, recorder: Recorder, hub: Hub, wake: Wake, refused: RefusedOverrides, node: str, max_bots: int
+        self,
+        recorder: Recorder,
+        hub: Hub,
+        wake: Wake,
+        refused: RefusedOverrides,
+        tried: OverridesTried,
+        node: str,
+        max_bots: int,
     ) -> None:
         self._recorder = recorder
         self._hub = hub
         self._wake = wake
         self._refused = refused
+        self._tried = tried
         self._node = node
         self._max_bots = max_bots
 
@@ -53,6 +70,7 @@ class Bots:
         wished = words.agent_id(draft.agent_id) if draft.agent_id is not None else None
         desired = DesiredState.RUNNING if draft.start else DesiredState.STOPPED
         identity = new_id()
+        await bot_settings.try_overrides(draft.settings.get("configOverrides"), {}, None, self._refused, self._tried)
         async with DB.transaction():
             columns = await bot_settings.columns(viewer.user_id, draft.settings, self._refused)
             await self._claim_place()
@@ -90,6 +108,8 @@ class Bots:
         Args:
             changes: As `bot_settings.columns` takes them.
         """
+        if "configOverrides" in changes:
+            await self._try_overrides(viewer, bot_id, changes["configOverrides"])
         async with DB.transaction():
             bot = await self._lock(viewer, bot_id)
             if expected is not None and expected != bot["config_revision"]:
@@ -97,6 +117,16 @@ class Bots:
             if changes:
                 await self._change(bot_id, bot, changes)
         return await roster.require(viewer, bot_id)
+
+    async def _try_overrides(self, viewer: Viewer, bot_id: UUID, overrides: Any) -> None:
+        """Of a bot that the viewer may not change nothing is said here."""
+        row = await DB.fetch_one(
+            "SELECT agent_id, config_overrides FROM bot WHERE id = $1 AND desired <> 'DELETED' AND ($2 OR owner = $3)",
+            bot_id, viewer.writes_all, viewer.user_id,
+        )  # fmt: skip
+        if row is not None:
+            kept, agent_id = row["config_overrides"], row["agent_id"]
+            await bot_settings.try_overrides(overrides, kept, agent_id, self._refused, self._tried)
 
     async def _change(self, bot_id: UUID, bot: dict[str, Any], changes: dict[str, Any]) -> None:
         columns = await bot_settings.columns(bot["owner"], changes, self._refused)
@@ -159,12 +189,22 @@ class Bots:
             await self._lock(viewer, bot_id)
             return await self._wish("botRestart", bot_id, wish)
 
-    async def delete(self, viewer: Viewer, bot_id: UUID) -> None:
-        """Wishes the bot gone for good; its runner stops it first and then removes all that hangs on it."""
+    async def delete(self, viewer: Viewer, bot_id: UUID) -> Deletion:
+        """Wishes the bot gone for good; its runner stops it first and then removes all that hangs on it.
+
+        Nothing is hung on a bot that is to go, so what is counted here is what goes with it.
+        """
         async with DB.transaction():
             bot = await self._lock(viewer, bot_id)
+            row = await DB.fetch_one(
+                "SELECT (SELECT count(*) FROM channel WHERE bot = $1) AS channels, "
+                "(SELECT count(*) FROM binding WHERE bot = $1) AS bindings",
+                bot_id,
+            )
+            assert row is not None  # Counts are always there.
             wish = "desired = 'DELETED', stop_grace = NULL"
-            await self._wish("botDelete", bot_id, wish, agentId=bot["agent_id"])
+            await self._wish("botDelete", bot_id, wish, agentId=bot["agent_id"], **row)
+        return Deletion(**row)
 
     async def _wish(self, action: str, bot_id: UUID, wish: str, *values: Any, **detail: Any) -> int:
         row = await DB.fetch_one(

@@ -1,7 +1,7 @@
 """All SQL on what machines write of a bot: its process, its port, its runs."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +13,10 @@ from app.services.nodes import Lease, LeaseLost
 
 #: Columns a transition or a note may set; everything else of the row is out of reach.
 WRITABLE = frozenset({
-    "phase", "error", "nonce", "pid", "port", "generation", "config_revision", "config_sha256", "config_rendered",
-    "config_synced_at", "config_error", "openclaw_version", "started_at", "ready_at", "ended_at", "last_seen_at",
-    "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at", "memory_bytes", "good_revision",
+    "phase", "phase_progress", "error", "nonce", "pid", "port", "generation", "config_revision", "config_sha256",
+    "config_rendered", "config_synced_at", "config_error", "openclaw_version", "started_at", "ready_at", "ended_at",
+    "last_seen_at", "exit_code", "exit_signal", "failures", "restart_count", "next_retry_at", "memory_bytes",
+    "good_revision",
 })  # fmt: skip
 
 
@@ -182,6 +183,21 @@ async def note(lease: Lease, bot_id: UUID, **facts: Any) -> None:
     )  # fmt: skip
     if row is None:
         raise LeaseLost(f"bot {bot_id} is another server's, or gone")
+
+
+async def note_rendered(lease: Lease, bot_id: UUID, owner: UUID, rendered: str, **facts: Any) -> None:
+    """As `note`, with the configuration that was written for this owner; who has the bot by now is not told of it.
+
+    Args:
+        rendered: JSON without its secrets.
+    """
+    async with DB.transaction():
+        # Held, because a transfer takes what was rendered away: it comes before this, or after.
+        row = await DB.fetch_one("SELECT owner FROM bot WHERE id = $1 FOR SHARE", bot_id)
+        if row is not None and row["owner"] == owner:
+            facts |= {"config_rendered": rendered, "config_synced_at": datetime.now(UTC)}
+        if facts:
+            await note(lease, bot_id, **facts)
 
 
 def assignments(facts: dict[str, Any], start: int) -> tuple[str, list[Any]]:

@@ -1,6 +1,7 @@
 """The only writer of a bot's status: the row, the room's event and the owner's notification in one transaction."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,9 +11,9 @@ import structlog
 from app.db.engine import DB
 from app.domain import rooms as names
 from app.domain.errors import ClawNetError
-from app.domain.events import KIND_OF_STATUS, BotEventKind, BotStatusChanged
+from app.domain.events import KIND_OF_STATUS, BotEventKind, BotStatusChanged, PhaseProgress
 from app.domain.ports import WakeRooms
-from app.domain.states import BotStatus, ChannelStatus, NotificationKind, Reason
+from app.domain.states import BotStatus, ChannelStatus, NotificationKind, Phase, Reason
 from app.services import channel_states, notifications, processes, rooms
 from app.services.nodes import Lease
 
@@ -89,11 +90,24 @@ class Recorder:
         if row is not None:
             await self._say(_event(BotEventKind.TRANSFERRED, row), new, old)
 
-    async def phase(self, lease: Lease, bot_id: UUID, phase: str | None) -> None:
-        """Shows what a start is doing; a client sees it as STARTING with a phase."""
+    async def phase(
+        self,
+        lease: Lease,
+        bot_id: UUID,
+        phase: str | None,
+        progress: PhaseProgress | None = None,
+        *,
+        is_running: bool = False,
+    ) -> None:
+        """Shows what a start is doing; a client sees it as STARTING with a phase.
+
+        Args:
+            is_running: It is no start: a change that a running bot is to get is made ready.
+        """
+        how_far = None if progress is None else json.dumps(asdict(progress))
         async with DB.transaction():
-            await processes.note(lease, bot_id, phase=phase)
-            await self.tell(bot_id, BotEventKind.STARTING)
+            await processes.note(lease, bot_id, phase=phase, phase_progress=how_far)
+            await self.tell(bot_id, BotEventKind.UPDATED if is_running else BotEventKind.STARTING)
 
     async def adopted(self, lease: Lease, bot_id: UUID, pid: int) -> None:
         """A server that was started anew took the running process over."""
@@ -138,6 +152,13 @@ class Recorder:
         log.info("channel_changed", channel_id=str(channel_id), status=status, error=error)
         return True
 
+    async def channels_closed(self, lease: Lease, bot_id: UUID, provider: str, error: str | None) -> None:
+        """Nothing of this provider is open yet: its plugin cannot be had, or is there at last."""
+        async with DB.transaction():
+            await processes.hold(lease, bot_id)
+            if await channel_states.disconnect(bot_id, provider, error):
+                await self.tell(bot_id, BotEventKind.CHANNEL_CHANGED)
+
     async def pairings_changed(self, lease: Lease, bot_id: UUID) -> None:
         """Somebody asks to be let in, or does not wait any more."""
         async with DB.transaction():
@@ -145,10 +166,11 @@ class Recorder:
             await self.tell(bot_id, BotEventKind.CHANNEL_CHANGED)
 
     async def delete(self, lease: Lease, bot_id: UUID) -> None:
-        """Removes the bot with all that hangs on it, and says its last word."""
+        """Removes the bot with all that hangs on it, and says its last word, which is all that its room remembers."""
         async with DB.transaction():
             await processes.hold(lease, bot_id)
             await self.tell(bot_id, BotEventKind.DELETED)
+            await rooms.forget_all_but_last(names.bot_status(bot_id))
             await processes.remove(bot_id)
 
     async def _say(self, event: BotStatusChanged, owner: UUID, *others: UUID) -> None:
@@ -174,7 +196,7 @@ class Recorder:
 
 def _takes_channels_along(to: BotStatus, reason: Reason) -> bool:
     """Without its process no channel is connected. Which of them kept a bot from starting is to be seen, though."""
-    return not to.has_process and reason is not Reason.CREDENTIALS_UNREADABLE
+    return not to.has_process and reason not in (Reason.CREDENTIALS_UNREADABLE, Reason.PLUGIN_MISSING)
 
 
 async def _read(bot_id: UUID) -> dict[str, Any] | None:
@@ -199,6 +221,7 @@ def _event(kind: BotEventKind, row: dict[str, Any]) -> BotStatusChanged:
         error=row["error"] if status in (BotStatus.ERROR, BotStatus.BACKOFF) else None,
         reason=row["reason"],
         phase=row["phase"] if status.has_process else None,
+        phase_progress=row["phase_progress"] if status.has_process and row["phase"] == Phase.PLUGIN else None,
         exit_code=None if status.has_process else row["exit_code"],
         exit_signal=None if status.has_process else row["exit_signal"],
     )
@@ -216,6 +239,7 @@ def _payload(event: BotStatusChanged) -> dict[str, Any]:
         "error": event.error,
         "reason": event.reason,
         "phase": event.phase,
+        "phaseProgress": event.phase_progress,
         "exitCode": event.exit_code,
         "exitSignal": event.exit_signal,
     }

@@ -138,6 +138,14 @@ async def hand_over(name: str, owner: UUID) -> None:
     await DB.fetch("UPDATE room SET owner = $2 WHERE name = $1", name, owner)
 
 
+async def forget_all_but_last(name: str) -> None:
+    """Forgets what was said in the room, inside the caller's transaction, so that its last word stands alone."""
+    await DB.fetch("UPDATE room SET floor = seq - 1 WHERE name = $1 AND seq > floor", name)
+    await DB.fetch(
+        "DELETE FROM room_event e USING room r WHERE r.name = $1 AND e.room = r.id AND e.seq <= r.floor", name
+    )
+
+
 async def _append_one(name: str, type_: str, body: str) -> int | None:
     row = await DB.fetch_one(
         "WITH r AS (UPDATE room SET seq = seq + 1 WHERE name = $1 RETURNING id, seq) "
@@ -211,8 +219,11 @@ def _start(found: list[Head], known: dict[int, tuple[int, int]]) -> tuple[Positi
         epoch, seq = known[head.room_id]
         if epoch == head.epoch and head.floor <= seq <= head.seq:
             positions.advance(name, seq, head.owner)
-        else:
-            lost.append(name)
+            continue
+        lost.append(name)
+        if head.seq == head.floor + 1:
+            # Nothing but its last word is left of it (the bot is deleted, say), and that is still to be heard.
+            positions.advance(name, head.floor, head.owner)
     return positions, fresh, lost
 
 
@@ -249,7 +260,7 @@ async def forget() -> None:
 
 
 async def prune() -> None:
-    """Raises each room's floor and drops what lies at or below it."""
+    """Raises each room's floor and drops what lies at or below it, and rooms of deleted bots with their last word."""
     async with DB.transaction():
         await DB.fetch(
             "UPDATE room SET floor = greatest(floor, seq - $1, "
@@ -260,3 +271,7 @@ async def prune() -> None:
             KEPT_EVENTS, KEPT_TIME,
         )  # fmt: skip
         await DB.fetch("DELETE FROM room_event e USING room r WHERE e.room = r.id AND e.seq <= r.floor")
+        await DB.fetch(
+            "DELETE FROM room r WHERE r.name LIKE 'bot:%' AND r.seq = r.floor "
+            "AND NOT EXISTS (SELECT FROM bot b WHERE r.name = 'bot:' || b.id || ':status')"
+        )

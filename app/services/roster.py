@@ -41,6 +41,7 @@ class Bot:
     status_seq: int
     reason: str | None
     phase: str | None
+    phase_progress: dict[str, Any] | None
     error: str | None
     pid: int | None
     port: int | None
@@ -60,10 +61,10 @@ class Bot:
 _COLUMNS = """
   b.id, b.owner, b.agent_id, b.name, b.description, b.model, b.system_prompt, b.tags, b.restart_mode,
   b.restart_max, b.restart_window, b.restart_backoff, b.config_overrides AS overrides, b.config_revision AS revision,
-  b.desired, b.generation, b.created_at, b.updated_at, p.status, p.status_seq, p.reason, p.phase, p.error, p.pid,
-  p.port, p.generation AS seen_generation, p.config_revision AS applied_revision, p.config_rendered AS rendered,
-  p.config_synced_at AS synced_at, p.config_error, p.good_revision, p.openclaw_version, p.started_at, p.ready_at,
-  p.last_seen_at, p.restart_count
+  b.desired, b.generation, b.created_at, b.updated_at, p.status, p.status_seq, p.reason, p.phase, p.phase_progress,
+  p.error, p.pid, p.port, p.generation AS seen_generation, p.config_revision AS applied_revision,
+  p.config_rendered AS rendered, p.config_synced_at AS synced_at, p.config_error, p.good_revision, p.openclaw_version,
+  p.started_at, p.ready_at, p.last_seen_at, p.restart_count
 """
 _SOURCE = "bot b JOIN bot_process p ON p.bot = b.id"
 

@@ -20,12 +20,14 @@ from app.domain.errors import (
     AlreadyRunning,
     ClawNetError,
     ConfigInvalid,
+    PluginMissing,
     SpawnFailed,
     StartFailure,
     StartTimeout,
 )
 from app.domain.states import BotStatus, DesiredState, Phase, Reason
-from app.gateway import home, process
+from app.gateway import process, trash
+from app.gateway.plugins import Plugin
 from app.gateway.process import Exit, Process
 from app.services import processes
 from app.services.nodes import Lease, LeaseLost
@@ -41,8 +43,10 @@ log = structlog.get_logger()
 LOOK_INTERVAL = 30.0
 #: Seconds a health probe may take, and how many in a row may fail.
 PROBE_TIMEOUT, MISSES = 3.0, 3
-#: Seconds until a change is tried again that something else than OpenClaw's rules stood in the way of.
+#: Seconds until a change, or a removal, is tried again that something on the machine stood in the way of.
 HELD_UP = 5.0
+#: The same where a plugin cannot be had: each try asks a registry elsewhere.
+PLUGIN_HELD_UP = 60.0
 #: Ends of a start that a changed configuration may be the reason of; a taken port, say, is none of its doing.
 BLAMED_ON_CONFIG = frozenset({Reason.CONFIG_INVALID, Reason.EXITED, Reason.START_TIMEOUT})
 
@@ -178,12 +182,23 @@ class Runner:
         if self._tidied != w.revision and await launch.tidy(self._tools, w):
             self._tidied = w.revision
 
-    async def _remove(self, w: Wanted) -> None:
-        """The row goes last, so that a kill at any step leaves something to go on from."""
-        folder = self._tools.home(w.agent_id)
-        await anyio.to_thread.run_sync(home.trash, self._tools.base_path, folder)
+    async def _remove(self, w: Wanted) -> float | None:
+        """The home is moved aside, the rows go, the home is removed.
+
+        In this order a kill at any step leaves something to go on from: a row as long as the home is in its place, and
+        then what lies in the trash.
+        """
+        await end_strays(self.bot_id)
+        try:
+            grave = await anyio.to_thread.run_sync(trash.take, self._tools.base_path, self._tools.home(w.agent_id))
+        except OSError as error:
+            log.warning("home_not_moved", error=str(error))
+            return HELD_UP
         await self._tools.recorder.delete(self._lease, self.bot_id)
         log.info("bot_deleted", agent_id=w.agent_id)
+        if grave is not None:
+            await bury(self._tools, grave)
+        return None
 
     async def _begin_when_due(self, w: Wanted) -> float:
         wait = self._seconds_until_due(w)
@@ -253,12 +268,18 @@ class Runner:
         await self._in_background(scope, self._start)
 
     async def _start(self) -> None:
-        async with self._tools.slots:
-            w = await processes.load(self._lease, self.bot_id)
-            if w is None:
-                return
-            await launch.spawn(self._tools, w, self._attach)
-            await self._until_ready()
+        while True:
+            async with self._tools.slots:
+                w = await processes.load(self._lease, self.bot_id)
+                if w is None:
+                    return
+                try:
+                    await launch.spawn(self._tools, w, self._attach)
+                    await self._until_ready()
+                    return
+                except launch.Unprepared as unprepared:
+                    lacking = unprepared.plugins
+            await launch.prepare(self._tools, w, lacking)
 
     async def _in_background(self, scope: anyio.CancelScope, start: Callable[[], Awaitable[None]]) -> None:
         """A start in the background, so that a stop can end it at any step."""
@@ -436,7 +457,7 @@ class Runner:
     async def _give(self, w: Wanted) -> None:
         """Refused changes leave the running process alone."""
         try:
-            self._needs_restart = not await reload.apply(self._tools, w)
+            self._needs_restart = not await reload.apply(self._tools, w, self._lacks)
         except StartFailure as error:
             is_refused = isinstance(error, ConfigInvalid)
             log.warning("config_refused" if is_refused else "config_held_up", revision=w.revision, error=str(error))
@@ -446,9 +467,23 @@ class Runner:
                 return
             if not is_refused:
                 # A full disk, say, or a key that is not here yet: the change is still wanted.
-                self._held_up = (w.revision, anyio.current_time() + HELD_UP)
+                await self._hold_up(w, error)
                 return
             await self._tools.recorder.config_refused(self._lease, self.bot_id, w.revision, str(error))
+
+    def _lacks(self, plugins: list[Plugin]) -> None:
+        if self._channels is not None:
+            known = self._channels.unprepared
+            self._channels.unprepared = {each.provider: known.get(each.provider) for each in plugins}
+
+    async def _hold_up(self, w: Wanted, error: StartFailure) -> None:
+        pause = HELD_UP
+        if isinstance(error, PluginMissing):
+            pause = PLUGIN_HELD_UP * self._tools.backoff_scale
+            if self._channels is not None:
+                self._channels.unprepared[error.provider] = str(error)
+            await self._tools.recorder.channels_closed(self._lease, self.bot_id, error.provider, str(error))
+        self._held_up = (w.revision, anyio.current_time() + pause)
 
     # How it ends.
 
@@ -488,6 +523,8 @@ class Runner:
             refused = w.config_error if w.revision == w.applied_revision else None
             await processes.note(self._lease, self.bot_id, config_revision=w.revision, config_error=refused)
             await self._settle(w, failure.reason, sentence, exit_)
+        if isinstance(failure, PluginMissing):
+            await self._tools.recorder.channels_closed(self._lease, self.bot_id, failure.provider, str(failure))
         self._failure = None
         return 0.0
 
@@ -541,7 +578,8 @@ class Runner:
             return await self._take_over(w, found)
         self._is_first = False
         if found is None and w.status is BotStatus.STARTING:
-            # The server went before it had started anything: no failure of the bot's.
+            # The server went before it had started anything: no failure of the bot's. It may have been installing.
+            await end_strays(self.bot_id)
             return await self._stopped(Exit())
         if isinstance(found, Exit):
             return await self._ended(w, found)
@@ -596,6 +634,14 @@ class Runner:
         """The exit is in the database, so the home need not remember it."""
         if w.nonce is not None:
             await process.forget(self._tools.home(w.agent_id), str(w.nonce))
+
+
+async def bury(tools: Tools, grave: str) -> None:
+    """Removes a home that lies in the trash. What cannot be removed now is tried again when a server starts."""
+    try:
+        await anyio.to_thread.run_sync(trash.remove, tools.base_path, grave, lambda: not tools.is_stopping)
+    except OSError as error:
+        log.warning("home_not_removed", folder=str(tools.base_path / trash.FOLDER / grave), error=str(error))
 
 
 async def end_strays(bot_id: UUID) -> None:

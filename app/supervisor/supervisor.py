@@ -14,11 +14,11 @@ import anyio.to_thread
 import structlog
 
 from app.domain.errors import ClawNetError
-from app.gateway import home
+from app.gateway import trash
 from app.services import nodes, processes
 from app.services.nodes import Lease, Renewal
 from app.supervisor import load
-from app.supervisor.runner import Runner, end_strays
+from app.supervisor.runner import Runner, bury, end_strays
 from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
@@ -212,7 +212,8 @@ class Supervisor:
                 await end_strays(bot_id)
         for name in await nodes.take_over(lease):
             log.warning("node_renamed", before=name, now=lease.node)
-        await anyio.to_thread.run_sync(_empty_trash, self._tools.base_path)
+        assert self._tasks is not None
+        self._tasks.start_soon(_empty_trash, self._tools)
         self._is_prepared = True
 
     async def _look_at_wishes(self, lease: Lease) -> None:
@@ -309,12 +310,15 @@ def _machine() -> str:
     return ""
 
 
-def _empty_trash(base: Path) -> None:
-    """What an interrupted removal left, a configuration with secrets among it."""
+async def _empty_trash(tools: Tools) -> None:
+    """What interrupted removals left, configurations with secrets among it."""
     try:
-        home.empty_trash(base)
+        graves = await anyio.to_thread.run_sync(trash.graves, tools.base_path)
     except OSError as error:
         log.warning("trash_not_emptied", error=str(error))
+        return
+    for grave in graves:
+        await bury(tools, grave)
 
 
 def _try_lock(path: Path) -> int | None:

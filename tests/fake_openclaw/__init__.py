@@ -21,7 +21,10 @@ from .program import faults as known_faults
 from .program.eras import Era
 from .program.ledger import living_owner
 
-__all__ = ["Start", "Violation", "clear_faults", "install", "running", "set_faults", "starts", "violations"]
+__all__ = [
+    "Start", "Violation", "clear_faults", "install", "installed", "npm_runs", "running", "set_faults", "starts",
+    "violations",
+]  # fmt: skip
 
 PROGRAM = Path(__file__).parent / "program"
 ENGINES = {False: ">=22.12.0", True: ">=24.16.0 <25 || >=26.1.0"}
@@ -34,7 +37,7 @@ sys.dont_write_bytecode = True
 
 from pathlib import Path
 
-from program.main import run
+from program.{module} import run
 
 run(Path({install!r}))
 """
@@ -79,8 +82,9 @@ def install(folder: Path, version: str = "2026.9.6", bots: dict[str, dict] | Non
     wrapper = folder / "openclaw"
     # The interpreter behind a venv's link: it starts faster, and a sandbox need not know the venv.
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    wrapper.write_text(WRAPPER.format(python=python, install=str(folder)))
-    wrapper.chmod(0o755)
+    for program, module in ((wrapper, "main"), (folder / "npm", "npm")):
+        program.write_text(WRAPPER.format(python=python, install=str(folder), module=module))
+        program.chmod(0o755)
     return wrapper
 
 
@@ -105,6 +109,17 @@ def starts(binary: Path, bot: str | None = None) -> list[Start]:
     lines = _lines(binary.parent / "starts.log")
     found = [Start(line["at"], line["pid"], line["agentId"], line["nonce"]) for line in lines]
     return [start for start in found if bot in {None, start.agent_id}]
+
+
+def installed(binary: Path, bot: str) -> list[str]:
+    """Every `plugins install` in the bot's home so far: the packages, oldest first."""
+    lines = _lines(binary.parent / "plugins.log")
+    return [line["words"][0].removeprefix("npm:") for line in lines if Path(line["home"]).name == bot]
+
+
+def npm_runs(binary: Path) -> list[dict]:
+    """Every run of the npm beside it, also by itself: `words`, `pid`, `environ`."""
+    return _lines(binary.parent / "npm.log")
 
 
 def violations(binary: Path) -> list[Violation]:

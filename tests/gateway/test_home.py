@@ -224,33 +224,3 @@ def test_a_refusal_is_known_by_its_words(said: str) -> None:
 def test_other_words_are_no_refusal() -> None:
     assert home.refusal_in(["[gateway] ready", "[heartbeat] disabled"]) is None
     assert home.refusal_in([]) is None
-
-
-def test_a_home_in_the_trash_takes_nothing_outside_with_it(bot: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_text("")
-    outside.chmod(0o755)
-    (bot / "workspace" / "link").symlink_to(outside)
-    (bot / "workspace" / "locked" / "deep").mkdir(parents=True)
-    (bot / "workspace" / "locked").chmod(0)
-    home.trash(tmp_path, bot)
-    assert not bot.exists()
-    assert list((tmp_path / ".trash").iterdir()) == []
-    assert (outside / "precious").exists()
-    assert stat.S_IMODE(outside.stat().st_mode) == 0o755
-
-
-def test_a_home_that_became_a_link_only_loses_the_link(tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "hana").symlink_to(tmp_path / "outside")
-    home.trash(tmp_path, tmp_path / "hana")
-    assert (tmp_path / "outside").is_dir()
-    assert not (tmp_path / "hana").is_symlink()
-
-
-def test_what_an_interrupted_removal_left_is_removed_later(tmp_path: Path) -> None:
-    (tmp_path / ".trash" / "old" / "x").mkdir(parents=True)
-    home.empty_trash(tmp_path)
-    assert list((tmp_path / ".trash").iterdir()) == []
-    home.trash(tmp_path, tmp_path / "never-was")

@@ -348,3 +348,81 @@ def test_an_exit_record_replaces_whatever_lies_in_its_place(start: Start, tmp_pa
     shim = start(*sh("mkfifo run/exit.json.tmp; ln -s /etc/passwd run/exit.json; exit 5"))
     assert shim.ended()["code"] == 5
     assert not (tmp_path / "run" / "exit.json").is_symlink()
+
+
+SECRET = "123456789:AAq-canary_7Zx9mN4bV2cX8lK1jH5gF3d"
+#: Prints a part of the configuration that nobody should see; `secret` is it, in the programs below.
+KNOWING = f"import os, sys\nsecret = {SECRET!r}\n"
+
+
+def configure(home: Path, secret: str = SECRET) -> None:
+    (home / "config.json5").write_text(json.dumps({"channels": {"telegram": {"botToken": secret}}}))
+
+
+def everything_kept(shim: Started) -> str:
+    kept = [path for name in ("run", "logs") for path in (shim.home / name).iterdir()]
+    return "\n".join(path.read_text() for path in kept)
+
+
+def test_a_secret_is_kept_neither_in_the_log_nor_in_the_exit_record(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    shim = start(*python(f"{KNOWING}print('out', secret); print('err', secret, file=sys.stderr); sys.exit(secret)"))
+    assert sorted(shim.ended()["tail"]) == ["***", "err ***", "out ***"]
+    assert SECRET not in everything_kept(shim)
+
+
+def test_a_secret_is_found_wherever_a_read_ends(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    slowly = "for letter in secret + '\\n': os.write(1, letter.encode())\n"
+    quickly = "for n in range(4000): sys.stdout.write('x' * (n % 97) + secret + '\\n')\n"
+    shim = start(*python(KNOWING + slowly + quickly))
+    shim.ended()
+    assert {line.split(" ", 2)[2].lstrip("x") for line in shim.log()} == {"***"}
+    assert len(shim.log()) == 4001
+
+
+def test_a_secret_at_the_end_of_a_line_that_is_cut_is_not_cut_in_half(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    at_the_cut = "for n in range(8192 - 60, 8192 + 10): print('.' * n + secret)\n"
+    endless = "for n in range(3): print(secret * (5_000 + n))\nsys.stdout.flush()\nos.write(1, secret.encode() * 9_000)"
+    shim = start(*python(f"{KNOWING}{at_the_cut}sys.stdout.flush()\n{endless}"))
+    shim.ended()
+    assert len(shim.log()) == 74
+    assert [line for line in shim.log() if SECRET[:8] in line] == []
+    assert max(map(len, shim.log())) <= 8192 + 20
+
+
+def test_a_secret_torn_by_colours_is_found(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    shim = start(*python(f"{KNOWING}print(secret[:9] + '\\x00\\x07' + secret[9:])"))
+    assert shim.ended()["tail"] == ["***"]
+
+
+def test_a_secret_that_came_with_a_reload_is_found_and_the_earlier_one_as_well(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    (tmp_path / "draft").write_text(json.dumps({"channels": {"discord": {"token": "fresh-" + SECRET[::-1]}}}))
+    shim = start(*python(f"{KNOWING}os.rename('draft', 'config.json5')\nprint('fresh-' + secret[::-1], secret)"))
+    assert shim.ended()["tail"] == ["*** ***"]
+
+
+def test_nothing_a_bot_makes_of_its_configuration_stops_its_shim(start: Start, tmp_path: Path) -> None:
+    configure(tmp_path)
+    damage = "os.unlink('config.json5')\nos.mkdir('config.json5')\nprint(secret, flush=True)\n"
+    deep = "os.rmdir('config.json5')\nopen('config.json5', 'w').write('[' * 10**6)\nprint('deep', secret, flush=True)\n"
+    shim = start(*python(KNOWING + damage + deep))
+    recorded = shim.ended()
+    assert (recorded["code"], recorded["tail"]) == (0, ["***", "deep ***"])
+
+
+def test_a_flood_of_secrets_takes_no_memory(start: Start, tmp_path: Path, fifo: Path) -> None:
+    configure(tmp_path)
+    flood = "for n in range(3_000): os.write(1, ((secret + '\\n') * 200).encode())\n"
+    ends = f"open({str(fifo)!r}, 'w').write('done')\nimport time; time.sleep(600)"
+    shim = start(*python(KNOWING + flood + ends), log_max_bytes=1 << 20)
+    assert hear(fifo) == "done"
+    status = Path(f"/proc/{shim.answer['shim_pid']}/status").read_text().splitlines()
+    (most,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert most < 24 * 1024
+    send(shim.fds["pid"], signal.SIGKILL)
+    shim.ended()
+    assert SECRET not in everything_kept(shim)

@@ -127,6 +127,8 @@ RIGHTS: dict[str, Expected] = {
     "Mutation.modelProviderSave": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Mutation.modelProviderDelete": Expected(SIGN_IN, NONE, NO, NO, "done", "done"),
     "Subscription.botStatus": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
+    # The bot does not run, which the first and last step says.
+    "Subscription.channelLogin": Expected(CLOSED, NONE, NO, NO, "seen", "seen"),
     "Subscription.keyRotation": Expected(CLOSED, NO, NO, NO, NO, NONE),
     "Subscription.room": Expected(CLOSED, NONE, "seen", "seen", "seen", "seen"),
 }
@@ -224,6 +226,9 @@ ASKS: dict[str, Ask] = {
     ),
     "Subscription.botStatus": Ask(
         "subscription($ids: [ID!]) { botStatus(botIds: $ids) { kind } }", lambda t: {"ids": [t.bot["id"]]}
+    ),
+    "Subscription.channelLogin": Ask(
+        "subscription($id: ID!) { channelLogin(channelId: $id) { state } }", lambda t: {"id": t.channel}
     ),
     "Subscription.room": Ask(
         "subscription($names: [String!]!) { room(names: $names) { event } }",

@@ -57,7 +57,7 @@ async def test_every_change_of_a_bot_is_in_the_trail_by_name_and_without_its_wor
                 ("messageSend", "Bot", None, {}),
                 ("botRestart", "Bot", None, {}),
                 ("botStop", "Bot", None, {}),
-                ("botDelete", "Bot", None, {"agentId": "hana"}),
+                ("botDelete", "Bot", None, {"agentId": "hana", "channels": 0, "bindings": 0}),
                 ("botDelete", "Bot", "NOT_FOUND", {"field": ["botId"]}),
                 ("modelProviderDelete", "ModelProvider", None, {"name": "own"}),
             ]

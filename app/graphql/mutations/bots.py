@@ -53,10 +53,12 @@ class BotMutations:
     )
     async def bot_delete(self, info: Info, input: Annotated[inputs.BotDeleteInput, INPUT]) -> payloads.BotDeletePayload:
         bot_id = node.require(input.bot_id, "Bot", "botId")
-        await info.context.services.bots.delete(info.context.caller, bot_id)
+        gone = await info.context.services.bots.delete(info.context.caller, bot_id)
         if not await info.context.services.bots.gone(bot_id):
             raise GatewayFailed("the bot's process has not ended yet; the bot is deleted as soon as it has", "botId")
-        return payloads.BotDeletePayload(deleted_bot_id=input.bot_id)
+        return payloads.BotDeletePayload(
+            deleted_bot_id=input.bot_id, deleted_channel_count=gone.channels, deleted_binding_count=gone.bindings
+        )
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Starts the process and, with `wait`, answers once it listens.")
     async def bot_start(self, info: Info, input: Annotated[inputs.BotStartInput, INPUT]) -> payloads.BotStartPayload:

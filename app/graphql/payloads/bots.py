@@ -30,6 +30,8 @@ class BotDeletePayload:
     deleted_bot_id: strawberry.ID | None = strawberry.field(
         default=None, description="Identity of the deleted bot; null if it was refused."
     )
+    deleted_channel_count: int = strawberry.field(default=0, description="Channels deleted with it.")
+    deleted_binding_count: int = strawberry.field(default=0, description="Bindings deleted with it.")
     user_errors: list[UserError] = errors()
     client_mutation_id: str | None = text()
 

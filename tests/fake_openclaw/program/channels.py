@@ -36,6 +36,7 @@ class Channels:
         self._seen: dict[str, dict[str, int]] = {}
         self.stopped: set[str] = set()
         self.started: set[str] = set()
+        self.asked = 0
 
     def names(self) -> list[str]:
         """Configured channels whose plugin is there."""
@@ -69,6 +70,7 @@ class Channels:
     def failing(self) -> list[str]:
         """Channels that are meant to run and do not; those held back by the crash breaker do not count."""
         down = {name: [a for a in self._accounts(name) if a["enabled"] and not a["running"]] for name in self.names()}
+        down = {name: [a for a in each if a.get("stateReason") != "not linked"] for name, each in down.items()}
         return [name for name, accounts in down.items() if any(a["lastError"] != HELD for a in accounts)]
 
     def receive(self, said: dict) -> Run:
@@ -138,7 +140,11 @@ class Channels:
         why = REFUSED["new" if new else "old"].format(account=account_id) if token.startswith(REFUSED_TOKEN) else None
         if new and self._gateway.faults.channels_held and name not in self.started:
             why = HELD
-        running = enabled and why is None and name not in self.stopped
+        logins = self._gateway.logins if name == "whatsapp" else None
+        is_unlinked = logins is not None and not logins.is_linked
+        if is_unlinked and not new:
+            why = why or "not linked"
+        running = enabled and why is None and not is_unlinked and name not in self.stopped
         status = {
             "accountId": account_id, "enabled": enabled, "configured": True, "running": running, "lastError": why,
             "tokenSource": "config" if token else "none", "mode": "polling" if running else None,
@@ -147,5 +153,10 @@ class Channels:
         if new:
             status |= {"connected": running, "lifecycle": "ready" if running else "stopped"}
             status |= {"lastConnectedAt": self._started_at if running else None}
+            status |= {"stateReason": "not linked"} if is_unlinked else {}
             status |= {} if enabled else {"stateReason": "disabled"}
+        status |= {"linked": logins.is_linked} if logins else {}
+        if gossip := self._gateway.gossip():
+            status |= {"running": True, "lastError": f"fetch failed:{gossip}"}
+            status |= {"connected": False, "lifecycle": "recovering"} if new else {}
         return status | self._seen.get(name, {}) | self._gateway.faults.channels.get(name, {})

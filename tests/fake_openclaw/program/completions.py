@@ -36,8 +36,9 @@ def serve(gateway: Gateway, request: Request) -> None:
     if gateway.era.is_new:
         ended = f"[agent] run {run.id} ended with stopReason={'error' if run.error else 'stop'}"
         gateway.output.log("agents/agent-command", ended)
-    if run.reply is None:
-        return request.reply(500, {"error": {"message": "internal error", "type": "api_error"}})
+    if run.reply is None or gateway.faults.echo_secrets:
+        error = {"message": f"internal error{gateway.gossip()}", "type": "api_error"}
+        return request.reply(500, {"error": error})
     return stream(request, run, body) if body.get("stream") else answer(request, run, body)
 
 

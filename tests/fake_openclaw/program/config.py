@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from . import ids, rules
 from .errors import Planned
@@ -61,6 +63,15 @@ class Config:
     def agent(self, wanted: str) -> dict:
         listed = {agent["id"]: agent for agent in self.get("agents.list", [])}
         return (listed | self.get("agents.entries", {})).get(wanted, {})
+
+    def echoes(self) -> list[str]:
+        """Every text of the config as careless programs pass it on."""
+        found: list[str] = []
+        for text in texts([self.data.get("channels", {}), self.data]):
+            found += [text, json.dumps(text), json.dumps(json.dumps(text)), quote(text, safe="")]
+            found += [base64.b64encode(f"{before}{text}:".encode()).decode() for before in ("", "u:", "me:")]
+            found.append(base64.urlsafe_b64encode(text.encode()).decode())
+        return found
 
     def secrets(self) -> list[str]:
         return [value for path, value in leaves(self.data) if is_secret(path) and isinstance(value, str)]
@@ -208,6 +219,16 @@ def add_entries(path: Path, config: Config, version: str) -> list[str]:
         draft.chmod(0o600)
         draft.replace(path)
     return missing
+
+
+def texts(value: Any) -> list[str]:
+    """Every text that is long enough to be a secret, also those in a text that is JSON."""
+    if isinstance(value, (dict, list)):
+        parts = value.values() if isinstance(value, dict) else value
+        return [text for part in parts for text in texts(part)]
+    if not isinstance(value, str) or len(value) < 12:
+        return []
+    return [value, *(texts(json.loads(value)) if value.startswith("{") else [])]
 
 
 def is_secret(path: str) -> bool:

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "flood_lines_per_s": 0,
     "flood_every_byte": False,  # each of the 256 byte values
     "print_secret": False,  # every secret of the config, once ready and at each reload
+    "echo_secrets": False,  # every text of the config, in each spelling, wherever something can be said
     # Stopping
     "ignore_sigterm": False,
     "drain_s": 0.0,  # from SIGTERM to the exit
@@ -48,7 +49,11 @@ DEFAULTS: dict[str, Any] = {
     "channels": {},  # laid over channels.status: {"telegram": {"running": false, "lastError": "…"}}
     "channels_unloadable": [],  # their plugin is there and cannot be run
     "channels_held": False,  # new: its crash breaker holds them back until channels.start
-    "plugin_install_code": 0,  # exit code of `plugins install`
+    "channel_starts_fail": 0,  # new: how many channels.start fail, refused and unsuccessful in turn
+    "whatsapp_unreachable": False,  # no code can be had
+    # The npm that comes with it
+    "registry": "up",  # or "refused", "lacks" (it has no such package), "silent" (it never answers)
+    "npm_install_s": 0.0,  # how long `npm install` takes
     "tick_s": 30.0,
     # Which era's traits this version mixes (eras.TRAITS)
     "traits": {},

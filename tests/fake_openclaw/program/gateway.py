@@ -14,6 +14,7 @@ from . import completions, ids, process
 from .channels import Channels
 from .clients import Clients
 from .http import Request, Server
+from .login import Logins
 from .pairing import Files, Store
 from .rpc import Rpc
 from .runs import Runs
@@ -45,6 +46,7 @@ class Gateway:
         self.sessions = Sessions(era, home, faults.zstd_from_bytes)
         self.channels = Channels(self)
         self.pairings = Store(home) if era.subscribes else Files(home)
+        self.logins = Logins(home, "new" if era.is_new else "old", faults)
         self.runs = Runs(self)
         self._rpc = Rpc(self)
         self._server = Server(self._handle)
@@ -115,6 +117,17 @@ class Gateway:
         if self.faults.print_secret:
             for secret in [self.token, *self.config.secrets()]:
                 self.output.log("gateway", f"a secret slipped out: {secret}")
+        if self.faults.echo_secrets:
+            for echo in self.config.echoes():
+                self.output.log("gateway", f"a secret slipped out: {echo}")
+                self.output.error(f"and here as well: {echo}")
+            said = f"in pieces: {' '.join(self.config.echoes()[:50])}\n".encode()
+            for start in range(0, len(said), 7):
+                self.output.raw(said[start : start + 7])
+
+    def gossip(self) -> str:
+        """What is said besides, where something went wrong."""
+        return f" {' '.join(self.config.echoes())}" if self.faults.echo_secrets else ""
 
     def workspace(self, agent_id: str) -> str:
         folder = Path(self.config.agent(agent_id).get("workspace") or self.home / "workspace")
@@ -156,6 +169,9 @@ class Gateway:
         elif request.path == "/__fake/inbound" and request.bearer == self.token:
             run = self.runs.perform(self.channels.receive(json.loads(request.body)))
             request.reply(200, {"sessionKey": run.session.key, "reply": run.reply, "error": run.error})
+        elif request.path == "/__fake/login" and request.bearer == self.token:
+            self.logins.happens(json.loads(request.body)["event"])
+            request.reply(200, {})
         elif request.path == "/__fake/pairing" and request.bearer == self.token:
             # Somebody asks to be let in: {channel, account?, peer, name?}.
             said = json.loads(request.body)
@@ -202,7 +218,9 @@ class Gateway:
 
     def _crash(self) -> None:
         if self.faults.crash_signal is None:
-            self.output.error("Error: the fault crash_after_s")
+            self.output.error(f"Error: the fault crash_after_s{self.gossip()}")
+            if self.faults.echo_secrets:
+                self.output.error(json.dumps(self.config.data, indent=2))
             os._exit(self.faults.crash_code)
         os.kill(os.getpid(), self.faults.crash_signal)
 

@@ -53,6 +53,11 @@ class HomeLock:
             self.path.unlink(missing_ok=True)
             self._held = False
 
+    def owner(self) -> int | None:
+        """The pid of the gateway that has it."""
+        with locked(self.path.parent):
+            return self._living_owner()
+
     def _living_owner(self) -> int | None:
         try:
             owner = json.loads(self.path.read_text())

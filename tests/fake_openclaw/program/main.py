@@ -92,14 +92,15 @@ class Program:
         return 1
 
     def install_plugin(self, words: list[str]) -> int:
-        """`plugins install npm:@openclaw/discord@2026.9.6` leaves a project folder, as the real one does."""
-        if self.faults.plugin_install_code:
-            raise Exit(self.faults.plugin_install_code, "npm error network request failed", heard="stderr")
-        name = words[0].removeprefix("npm:").rpartition("@")[0] or words[0]
-        folder = self.home / "npm" / "projects" / name.rpartition("/")[2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text(json.dumps({"dependencies": {name: self.era.version}}))
-        self.output.plain(f"Installed plugin: {name}")
+        """`plugins install npm:@openclaw/discord@2026.9.6 --force`."""
+        from . import plugins
+
+        ledger.note(self.install / "plugins.log", home=str(self.home), words=words, environ=dict(os.environ))
+        try:
+            config.load(self.config_path, self.era)
+            self.output.plain(plugins.install(self.home, self.config_path, words[0]))
+        except (config.Missing, config.Refused, plugins.Failed) as error:
+            raise Exit(1, str(error), heard="stderr") from None
         return 0
 
     def run_gateway(self, options: dict[str, str]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import config, ids
 from .clients import Client
 from .errors import Planned
+from .login import PARAMS
 from .model import Model
 from .pairing import NobodyWaits
 from .runs import Run
@@ -47,10 +48,11 @@ class Rpc:
         self._era = "new" if gateway.era.is_new else "old"
         self._methods = {
             "health": self.health, "status": self.status, "channels.status": self.channels_status,
-            "channels.logout": self.channels_stop, "config.get": self.config_get, "models.list": self.models_list,
+            "channels.logout": self.channels_logout, "config.get": self.config_get, "models.list": self.models_list,
             "agents.list": self.agents_list, "sessions.list": self.sessions_list, "chat.send": self.chat_send,
             "sessions.preview": self.sessions_preview, "sessions.reset": self.sessions_reset,
             "sessions.delete": self.sessions_delete, "chat.history": self.chat_history, "chat.abort": self.chat_abort,
+            "web.login.start": self.login_start, "web.login.wait": self.login_wait,
         }  # fmt: skip
         if gateway.era.subscribes:
             self._methods |= {
@@ -108,7 +110,7 @@ class Rpc:
         server |= {"bootId": gateway.boot_id} if new else {"host": socket.gethostname()}
         hello = {
             "type": "hello-ok", "protocol": gateway.era.protocol, "server": server,
-            "features": {"methods": list(self._methods), "events": EVENTS[self._era]},
+            "features": {"methods": self._named(), "events": EVENTS[self._era]},
             "snapshot": {"presence": [], "health": {"ok": True}, "uptimeMs": gateway.uptime_ms},
             "policy": POLICY[self._era],
         }  # fmt: skip
@@ -116,6 +118,11 @@ class Rpc:
             scopes = params.get("scopes", [])
             hello["auth"] = {"method": "token", "role": params.get("role", "operator"), "scopes": scopes}
         return hello
+
+    def _named(self) -> list[str]:
+        """What a channel brings is named where that is there."""
+        has_whatsapp = "whatsapp" in self._gateway.channels.names()
+        return [name for name in self._methods if has_whatsapp or not name.startswith("web.")]
 
     def _answer(self, client: Client, request: dict) -> None:
         began, method, answer_id = time.monotonic(), request.get("method"), request.get("id")
@@ -137,7 +144,7 @@ class Rpc:
             self._gateway.output.log("ws", f"⇄ res ✓ {method} {took}ms id={str(answer_id)[:8]}")
 
     def _fail(self, client: Client, answer_id: str | None, error: BadRequest) -> None:
-        told = {"code": error.code, "message": str(error)}
+        told = {"code": error.code, "message": f"{error}{self._gateway.gossip()}"}
         client.socket.send({"type": "res", "id": answer_id, "ok": False, "error": told})
 
     def health(self, client: Client, params: dict) -> dict:
@@ -157,6 +164,12 @@ class Rpc:
         return self._gateway.channels.status(params.get("probe") is True)
 
     def channels_start(self, client: Client, params: dict) -> dict:
+        self._gateway.channels.asked += 1
+        if self._gateway.channels.asked <= self._gateway.faults.channel_starts_fail:
+            if self._gateway.channels.asked % 2:
+                raise BadRequest("the account is busy", "UNAVAILABLE")
+            outcome = {"status": "retry", "reason": "the account is busy"}
+            return {"channel": params["channel"], "started": False, "outcome": outcome}
         self._gateway.channels.started.add(params["channel"])
         self._gateway.channels.stopped.discard(params["channel"])
         return {"channel": params["channel"], "started": True}
@@ -164,6 +177,32 @@ class Rpc:
     def channels_stop(self, client: Client, params: dict) -> dict:
         self._gateway.channels.stopped.add(params["channel"])
         return {"channel": params["channel"], "stopped": True}
+
+    def channels_logout(self, client: Client, params: dict) -> dict:
+        if params["channel"] == "whatsapp":
+            self._gateway.logins.forget()
+        return self.channels_stop(client, params)
+
+    def login_start(self, client: Client, params: dict) -> dict:
+        self._check_login("start", params)
+        if self._era == "old":  # It does so first of all, whoever is linked.
+            self._gateway.channels.stopped.add("whatsapp")
+        return self._gateway.logins.start()
+
+    def login_wait(self, client: Client, params: dict) -> dict:
+        self._check_login("wait", params)
+        answer = self._gateway.logins.wait(params.get("timeoutMs", 120_000) / 1000, params.get("currentQrDataUrl"))
+        if answer["connected"]:
+            self._gateway.channels.stopped.discard("whatsapp")
+        return answer
+
+    def _check_login(self, method: str, params: dict) -> None:
+        if unknown := params.keys() - PARAMS[self._era][method]:
+            why = f"invalid web.login.{method} params: at root: unexpected property {min(unknown)!r}"
+            raise BadRequest(why)
+        name = params.get("channel", "whatsapp")
+        if name != "whatsapp" or name not in self._gateway.channels.names():
+            raise BadRequest("web login provider is not available")
 
     def pairing_list(self, client: Client, params: dict) -> dict:
         requests = self._gateway.pairings.list(params.get("channel"), params.get("accountId"))

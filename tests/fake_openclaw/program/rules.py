@@ -63,7 +63,7 @@ CHANNEL_KEYS = {
 OTHER_CHANNELS = (
     "whatsapp signal imessage googlechat msteams mattermost matrix line nextcloud-talk nostr twitch tlon zalo zalouser",
     "bluebubbles",
-    "irc feishu synology-chat sms buzz clickclack raft reef a2a",
+    "irc feishu synology-chat sms buzz clickclack raft reef a2a qqbot yuanbao openclaw-weixin openclaw-zaloclawbot",
 )
 
 
