@@ -34,6 +34,8 @@ LAST_LINES = 12
 
 Say = Callable[[str], None]
 
+#: Variables that this server reads, and those of its database's client.
+_OURS = re.compile(r"CLAWNET_|OPENCLAW_|ENCRYPTION_KEY|DATABASE_URL|PG[A-Z]|POSTGRES", re.ASCII | re.IGNORECASE)
 _VERSION = re.compile(r"\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?", re.ASCII)
 #: One dependency of the first versions is an address of a git repository; the same release is on npm.
 _OVERRIDES = {"libsignal": "npm:libsignal@2.0.1"}
@@ -111,10 +113,9 @@ async def _npm(version: str, building: Path, node: Path, way: tuple[str, ...], s
     """Runs `npm install`; its last lines when it failed, else nothing."""
     argv = [*npm.command_of(node), "install", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error", *way]
     log = building.with_name(building.name + ".log")
-    # Everything is handed on: proxies, certificates and npm's own settings are in the environment.
     # A service manager's PATH may lack even a shell, which npm needs.
     path = os.pathsep.join((str(node.parent), os.environ.get("PATH", ""), os.defpath))
-    environment = os.environ | {"PATH": path}
+    environment = _handed_on() | {"PATH": path}
     try:
         code = await _watched(f"OpenClaw {version}", argv, building, environment, log, say)
         return "" if code == 0 else _tail(log) or f"it ended with {code} and said nothing"
@@ -168,7 +169,15 @@ def _installer() -> list[str]:
 def _installer_environment() -> dict[str, str]:
     """uv does not read pip's settings; who has an index of their own has told it to pip."""
     index = os.environ.get("PIP_INDEX_URL")
-    return ({"UV_DEFAULT_INDEX": index} if index else {}) | dict(os.environ)
+    return ({"UV_DEFAULT_INDEX": index} if index else {}) | _handed_on()
+
+
+def _handed_on() -> dict[str, str]:
+    """What a foreign installer is given: proxies, certificates, settings and credentials of its own under any name.
+
+    Our settings are none of its business, and hold the key to everything; packages may run scripts.
+    """
+    return {name: value for name, value in os.environ.items() if not _OURS.match(name)}
 
 
 async def _watched(

@@ -150,6 +150,24 @@ async def test_what_npm_said_last_is_in_the_error(cache: Path, tmp_path: Path) -
     assert [each.name for each in (cache / "openclaw").iterdir()] == [".2026.9.6.lock"]
 
 
+async def test_npm_hears_nothing_of_the_server_s_own_settings(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = node(tmp_path / "node" / "bin" / "node", "24.19.0")
+    (tmp_path / "bin" / "node").symlink_to(ours)
+    program(tmp_path / "bin" / "npm", f"env > {tmp_path / 'seen'}; exit 1")
+    for name in ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS_FILE", "DATABASE_URL", "PGPASSWORD", "CLAWNET_DATA_DIR"):
+        monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
+    monkeypatch.setenv("REGISTRY_TOKEN", "its own")
+    with pytest.raises(BinaryMissing):
+        await install.ensure("2026.9.6", cache, lambda _: None)
+    seen = (tmp_path / "seen").read_text()
+    assert "canary" not in seen
+    assert "HTTPS_PROXY=http://proxy:1" in seen
+    assert "REGISTRY_TOKEN=its own" in seen
+
+
 async def test_runs_that_come_at_the_same_time_install_once(cache: Path, tmp_path: Path) -> None:
     ours = node(tmp_path / "node" / "bin" / "node", "24.19.0")
     (tmp_path / "bin" / "node").symlink_to(ours)
