@@ -263,16 +263,16 @@ def test_old_has_no_health_and_answers_the_handshake(make: Make) -> None:
 
 @eras
 def test_a_first_start_is_slower_than_the_next(make: Make, version: str) -> None:
-    home = make(version, first_start_delay_s=0.4)
+    home = make(version, first_start_delay_s=2.0)
     began = time.monotonic()
     home.started().terminate()
-    assert time.monotonic() - began >= 0.4
+    assert time.monotonic() - began >= 2.0
     cache = home.folder / "tmp" / ("jiti" if version == OLD else "node-compile-cache")
     assert list(cache.iterdir())
     home.processes[0].wait(PATIENCE)
     began = time.monotonic()
     home.started()
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 2.0
 
 
 @eras
