@@ -87,6 +87,8 @@ def _alone() -> Iterator[None]:
 
 
 def _install(lock: str) -> None:
+    if VENV.is_symlink():
+        VENV.unlink()  # Another checkout's, which must not be emptied for this one's pins.
     if not _is_usable():
         _say(f"making .venv with Python {sys.version.split()[0]}")
         # The system's own Python: made from inside another environment, .venv would vanish with it.
