@@ -34,6 +34,15 @@ async def change(api: Api, bot: dict[str, Any], **settings: Any) -> dict[str, An
     return changed["bot"]
 
 
+async def change_at_once(api: Api, bot: dict[str, Any], *settings: dict[str, Any]) -> None:
+    """Changes one after the other, in one request: between them lies no more than the server needs."""
+    given = {f"i{n}": {"botId": bot["id"], **each} for n, each in enumerate(settings)}
+    variables = ", ".join(f"${name}: BotUpdateInput!" for name in given)
+    fields = " ".join(f"a{name}: botUpdate(input: ${name}) {{ userErrors {{ message }} }}" for name in given)
+    answer = await api.ask(f"mutation ({variables}) {{ {fields} }}", **given)
+    assert [each["userErrors"] for each in answer["data"].values()] == [[]] * len(given)
+
+
 async def until_settled(api: Api, bot: dict[str, Any], patience: float = 60) -> dict[str, Any]:
     """The bot, once nothing of its configuration is waited for."""
     async with asyncio.timeout(patience):
@@ -115,15 +124,19 @@ async def test_a_change_new_takes_in_silence_is_taken_too(
 async def test_ten_quick_edits_are_one_change(database: dict[str, Any], tmp_path: Path) -> None:
     async with one_bot(tmp_path, database) as (api, bot, wrapper):
         await start(api, bot)
-        for number in range(10):
-            await change(api, bot, model=f"local/m{number}")
+        await change_at_once(api, bot, *[{"model": f"local/m{number}"} for number in range(10)])
         await until_settled(api, bot)
         assert said(tmp_path, "evaluating reload") == 1
         assert "local/m9" in (home_of(tmp_path) / "config.json5").read_text()
-        for number in range(10):
-            await change(api, bot, configOverrides={"commands": {"native": bool(number % 2)}})
+        overrides = [{"commands": {"native": is_native}} for is_native in (True, False)]
+        for each in overrides:
+            # OpenClaw is asked about each once, which takes longer than edits may lie apart.
+            await change(api, bot, configOverrides=each)
+            await until_settled(api, bot)
+        count = len(fake_openclaw.starts(wrapper))
+        await change_at_once(api, bot, *[{"configOverrides": each} for each in overrides[::-1] * 4 + overrides[:1]])
         await until_settled(api, bot)
-        assert len(fake_openclaw.starts(wrapper)) == 2
+        assert len(fake_openclaw.starts(wrapper)) == count + 1
 
 
 async def test_signs_of_life_and_states_change_no_configuration(database: dict[str, Any], tmp_path: Path) -> None:
