@@ -27,12 +27,24 @@ class RefusedOverrides(Protocol):
 class OverridesTried(Protocol):
     """What the installed OpenClaw itself would refuse of `configOverrides` that `RefusedOverrides` lets pass."""
 
-    async def __call__(self, overrides: dict[str, Any], agent_id: str | None) -> list[tuple[list[str], str]]:
-        """Pairs of a path into the overrides and the reason; none where it cannot be asked, or not in time.
+    async def __call__(self, who: UUID, overrides: dict[str, Any], agent_id: str | None) -> list[tuple[list[str], str]]:
+        """Pairs of a path into the overrides and the reason; none where it cannot be asked, or gives no answer.
 
         Args:
+            who: Asks; one person's questions wait for each other.
             agent_id: Of the bot whose plugins count; None for one that is yet to be made.
+
+        Raises:
+            RateLimited: Too many wait to be asked.
         """
+        ...
+
+
+class ModelsTried(Protocol):
+    """What the installed OpenClaw would refuse of a model provider's `models`."""
+
+    async def __call__(self, who: UUID, models: list[Any]) -> list[tuple[list[str], str]]:
+        """Pairs of a path into the models and the reason; otherwise as `OverridesTried` answers."""
         ...
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from anyio.abc import Process
 
 from app.domain.errors import ConfigInvalid
 from app.gateway import config as configs
+from app.gateway import fenced
 from app.gateway.config import Dialect
 from app.gateway.openclaw import Installation, plain_environment
 
@@ -80,8 +80,9 @@ class Checker:
                 async with self._limiter:
                     found = await _ask(self._installation, config, home)
             except Unchecked as error:
+                # Nothing to remember: a process may have been killed, and the next one has an answer.
                 log.warning("config_unchecked", openclaw=self._installation.version, why=str(error))
-                found = []
+                return ()
             known = self._remember(digest, _shown(found, config))
         return known
 
@@ -161,23 +162,16 @@ def _last_object(output: str) -> dict[str, Any]:
 
 
 async def _output(argv: list[str], environment: dict[str, str], config: dict[str, Any] | None) -> str:
+    said = configs.to_text(config).encode() if config is not None else None
     try:
-        process = await anyio.open_process(
-            argv, env=environment, stdin=PIPE if config is not None else DEVNULL, stdout=PIPE, stderr=DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise Unchecked(f"{argv[0]} does not run: {error.strerror}") from error
-    try:
-        with anyio.fail_after(CHECK_BUDGET):
-            return await _communicate(process, configs.to_text(config).encode() if config is not None else b"")
+        # OpenClaw reads a file of the bot's for its own environment, and plugins: it may run the bot's code.
+        async with fenced.started(argv, environment, stdin=DEVNULL if said is None else PIPE, stdout=PIPE) as process:
+            with anyio.fail_after(CHECK_BUDGET):
+                return await _communicate(process, said or b"")
     except TimeoutError as error:
         raise Unchecked(f"no answer within {CHECK_BUDGET} s") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.aclose()
+    except OSError as error:
+        raise Unchecked(f"{argv[0]} does not run: {error.strerror}") from error
 
 
 async def _communicate(process: Process, said: bytes) -> str:

@@ -86,18 +86,24 @@ async def columns(owner: UUID, settings: dict[str, Any], refused: RefusedOverrid
 
 
 async def try_overrides(
-    value: Any, kept: dict[str, Any], agent_id: str | None, refused: RefusedOverrides, tried: OverridesTried
+    who: UUID,
+    value: Any,
+    kept: dict[str, Any],
+    agent_id: str | None,
+    refused: RefusedOverrides,
+    tried: OverridesTried,
 ) -> None:
     """Raises `Invalid` for what the installed OpenClaw would refuse. It may take seconds: outside of any transaction.
 
     Args:
+        who: Asks.
         value: As it was given; what is there already is not asked about again.
         kept: What the bot has.
     """
     overrides: dict[str, Any] = json.loads(_overrides(value, refused))
     if overrides in ({}, kept):
         return
-    for path, why in await tried(overrides, agent_id):
+    for path, why in await tried(who, overrides, agent_id):
         where = ".".join(("configOverrides", *path))
         raise Invalid(f"{where}: OpenClaw refuses this: {why}", "configOverrides", *path)
 

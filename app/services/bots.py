@@ -70,7 +70,11 @@ class Bots:
         wished = words.agent_id(draft.agent_id) if draft.agent_id is not None else None
         desired = DesiredState.RUNNING if draft.start else DesiredState.STOPPED
         identity = new_id()
-        await bot_settings.try_overrides(draft.settings.get("configOverrides"), {}, None, self._refused, self._tried)
+        if overrides := draft.settings.get("configOverrides"):
+            # What is cheap to refuse is not asked about.
+            await bot_settings.columns(viewer.user_id, draft.settings, self._refused)
+            await self._refuse_more()
+            await bot_settings.try_overrides(viewer.user_id, overrides, {}, None, self._refused, self._tried)
         async with DB.transaction():
             columns = await bot_settings.columns(viewer.user_id, draft.settings, self._refused)
             await self._claim_place()
@@ -88,6 +92,9 @@ class Bots:
     async def _claim_place(self) -> None:
         """Counts under a lock, so that the quota is exact however many ask at once."""
         await DB.fetch("SELECT id FROM installation FOR UPDATE")
+        await self._refuse_more()
+
+    async def _refuse_more(self) -> None:
         row = await DB.fetch_one("SELECT count(*) AS n FROM bot")
         if row and row["n"] >= self._max_bots:
             raise LimitReached(f"this installation holds at most {self._max_bots} bots (OPENCLAW_MAX_BOTS)")
@@ -109,24 +116,26 @@ class Bots:
             changes: As `bot_settings.columns` takes them.
         """
         if "configOverrides" in changes:
-            await self._try_overrides(viewer, bot_id, changes["configOverrides"])
+            await self._try_overrides(viewer, bot_id, changes, expected)
         async with DB.transaction():
             bot = await self._lock(viewer, bot_id)
-            if expected is not None and expected != bot["config_revision"]:
-                raise Stale(f"the configuration has revision {bot['config_revision']} by now", "expectedRevision")
+            _refuse_stale(bot, expected)
             if changes:
                 await self._change(bot_id, bot, changes)
         return await roster.require(viewer, bot_id)
 
-    async def _try_overrides(self, viewer: Viewer, bot_id: UUID, overrides: Any) -> None:
-        """Of a bot that the viewer may not change nothing is said here."""
+    async def _try_overrides(self, viewer: Viewer, bot_id: UUID, changes: dict[str, Any], expected: int | None) -> None:
+        """Of a bot that the viewer may not change nothing is said here, and what is cheap to refuse is not asked."""
         row = await DB.fetch_one(
-            "SELECT agent_id, config_overrides FROM bot WHERE id = $1 AND desired <> 'DELETED' AND ($2 OR owner = $3)",
+            "SELECT agent_id, owner, config_overrides, config_revision FROM bot "
+            "WHERE id = $1 AND desired <> 'DELETED' AND ($2 OR owner = $3)",
             bot_id, viewer.writes_all, viewer.user_id,
         )  # fmt: skip
         if row is not None:
-            kept, agent_id = row["config_overrides"], row["agent_id"]
-            await bot_settings.try_overrides(overrides, kept, agent_id, self._refused, self._tried)
+            _refuse_stale(row, expected)
+            await bot_settings.columns(row["owner"], changes, self._refused)
+            given, kept = changes["configOverrides"], row["config_overrides"]
+            await bot_settings.try_overrides(viewer.user_id, given, kept, row["agent_id"], self._refused, self._tried)
 
     async def _change(self, bot_id: UUID, bot: dict[str, Any], changes: dict[str, Any]) -> None:
         columns = await bot_settings.columns(bot["owner"], changes, self._refused)
@@ -241,13 +250,13 @@ class Bots:
                     return bot
         return await roster.get(viewer, bot_id)
 
-    async def gone(self, bot_id: UUID) -> bool:
-        """Waits until the bot's row is gone, at most `MAX_WAIT`."""
+    async def gone(self, bot_id: UUID) -> str | None:
+        """Waits until the bot's row is gone, at most `MAX_WAIT`; why it is still there, None once it is not."""
         async with aclosing(self._changes(bot_id)) as changes:
             async for _ in changes:
-                if await DB.fetch_one("SELECT id FROM bot WHERE id = $1", bot_id) is None:
-                    return True
-        return False
+                if await _why_there(bot_id) is None:
+                    return None
+        return await _why_there(bot_id)
 
     async def _changes(self, bot_id: UUID) -> AsyncGenerator[None, None]:
         """Now, and each time something happened to the bot or was wished of it, for at most `MAX_WAIT`."""
@@ -257,6 +266,23 @@ class Bots:
                 yield
                 with anyio.CancelScope(deadline=until):
                     await listener.wait()
+
+
+def _refuse_stale(bot: dict[str, Any], expected: int | None) -> None:
+    if expected is not None and expected != bot["config_revision"]:
+        raise Stale(f"the configuration has revision {bot['config_revision']} by now", "expectedRevision")
+
+
+async def _why_there(bot_id: UUID) -> str | None:
+    """Why a bot that is to go is still there; None once it is not."""
+    row = await DB.fetch_one("SELECT status, error FROM bot_process WHERE bot = $1", bot_id)
+    if row is None:
+        return None
+    if BotStatus(row["status"]).has_process:
+        return "its process has not ended yet"
+    # What a bot failed of is none of that.
+    noted = row["error"] if row["status"] == BotStatus.INACTIVE else None
+    return noted or "its machine has not come to it yet"
 
 
 async def _refuse_as_owner(user_id: UUID, model: str) -> None:

@@ -10,7 +10,7 @@ import asyncpg
 
 from app.db.engine import DB
 from app.domain.errors import Conflict, Invalid, NotFound, Taken
-from app.domain.ports import Wake
+from app.domain.ports import ModelsTried, Wake
 from app.domain.states import ModelProviderApi
 from app.domain.viewer import Viewer
 from app.services import audit, words
@@ -101,6 +101,19 @@ async def require(owner: UUID, model: str) -> str:
     if not await DB.fetch(held, provider, owner):
         raise Invalid(f"there is no model provider {provider!r}; make it with modelProviderSave first", "model")
     return model
+
+
+async def try_models(viewer: Viewer, draft: Draft, tried: ModelsTried) -> None:
+    """Raises `Invalid` for models that the installed OpenClaw would refuse; those that are kept are not asked about.
+
+    It may take seconds: outside of any transaction.
+    """
+    _checked(draft)
+    kept = await get(viewer, draft.id) if draft.id else None
+    if not draft.models or (kept and kept.models == draft.models):
+        return
+    for path, why in await tried(viewer.user_id, draft.models):
+        raise Invalid(f"{'.'.join(('models', *path))}: {why}", "models", *path)
 
 
 async def save(viewer: Viewer, wake: Wake, draft: Draft, sealed: Sealed | None, key_id: int, identity: UUID) -> UUID:

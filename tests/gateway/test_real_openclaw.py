@@ -3,15 +3,19 @@
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import anyio
 import pytest
 
 from app.domain.errors import ConfigInvalid
-from app.gateway import check, config, home, install, openclaw
+from app.gateway import check, config, home, install, openclaw, reserved
+from app.gateway.candidate import Candidates
 from app.gateway.config import BotSettings, Dialect, ModelProvider
 from app.gateway.openclaw import Installation
+from app.gateway.overrides import Reserved
 
 pytestmark = pytest.mark.openclaw
 
@@ -67,6 +71,41 @@ async def test_an_unknown_key_is_refused_with_its_reason_and_no_secret(
         await checker.check(wrong, settings.home)
     assert "gateway" in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+def candidates(installed: Installation, settings: BotSettings) -> Candidates:
+    async def rules() -> tuple[check.Checker, Dialect, Reserved]:
+        return check.Checker(installed), DIALECTS[installed.version], partial(reserved.why, installed)
+
+    return Candidates(rules, settings.home.parent)
+
+
+async def test_what_it_refuses_of_models_is_told_by_its_path(installed: Installation, settings: BotSettings) -> None:
+    models = [{"id": "a", "contextWindow": 1000}, {"id": "b", "contextTokens": 10, "cost": {"input": "dear"}}]
+    paths = [path for path, _ in await candidates(installed, settings).models(uuid4(), models)]
+    unknown = [["1"]] if installed.version == "2026.2.1" else []
+    assert sorted(paths) == [*unknown, ["1", "cost", "input"]]
+
+
+async def test_a_channel_of_somebody_elses_plugin_is_for_the_new_one_alone(
+    installed: Installation, settings: BotSettings
+) -> None:
+    overrides = {"channels": {"acme-chat": {"team": "t"}}, "plugins": {"entries": {"acme-chat": {"enabled": True}}}}
+
+    found = await candidates(installed, settings)(uuid4(), overrides, settings.home.name)
+    unknown = [
+        (["channels", "acme-chat"], "unknown channel id: acme-chat"),
+        (["plugins", "entries", "acme-chat"], "plugin not found: acme-chat"),
+    ]
+    assert sorted(found) == (unknown if installed.version == "2026.2.1" else [])
+    root = installed.package_root
+    assert root is not None
+    bundled = [each.parent.name for each in root.rglob("extensions/*/openclaw.plugin.json")]
+    others = (
+        ["voice-call", "lobster"] if installed.version == "2026.2.1" else ["voice-call", "lobster", "diffs", "acpx"]
+    )
+    assert len(bundled) > 20
+    assert all(reserved.why(installed, each) for each in bundled + others)
 
 
 async def test_the_other_dialect_is_refused(installed: Installation, settings: BotSettings) -> None:
