@@ -6,16 +6,18 @@
 import json
 import os
 import re
-import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from app.domain.errors import SpawnFailed
+from app.gateway import files
 from app.gateway.home import opened
 
 #: Bytes of news that are read at a look; what lies before them is passed by.
 CHUNK = 256 * 1024
+#: Longest line that is looked at, in bytes: OpenClaw's own is far shorter, and an agent may write anything there.
+MAX_LINE = 8 * 1024
 #: How long a line holds beyond the pause that it names: a poll that somebody else ends lasts half of this at most.
 LASTS = timedelta(seconds=60)
 #: Longest pause that is believed; OpenClaw makes none over half a minute.
@@ -51,13 +53,13 @@ class Conflicts:
         return self._said if datetime.now(UTC) < self._until else None
 
     def _take(self, line: bytes) -> None:
-        if b"getUpdates conflict" not in line:
+        if len(line) > MAX_LINE or b"getUpdates conflict" not in line:
             return
         try:
             entry: Any = json.loads(line)
             # Nothing else, least of all what somebody wrote to the bot, may speak in the channel's name.
             is_telegram = str(json.loads(entry["0"])["subsystem"]).split("/")[-1] == "telegram"
-            found = _CONFLICT.search(str(entry["1"])) if is_telegram else None
+            found = _CONFLICT.match(str(entry["1"])) if is_telegram else None
             if found:
                 pause = timedelta(seconds=float(found[2]) * _UNITS[found[3]])
                 at = min(datetime.fromisoformat(entry["time"]).astimezone(UTC), datetime.now(UTC))
@@ -69,14 +71,11 @@ class Conflicts:
         """Whole lines since the last look, the last ones of many."""
         try:
             with opened(self._home) as base, opened(Path("logs"), base) as logs:
-                # A pipe or a link in the log's place, which the agent could put there, is not waited on.
-                file = os.open("gateway.log", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=logs)
+                log = files.opened("gateway.log", logs)
         except (OSError, SpawnFailed):
             return []
-        with os.fdopen(file, "rb") as log:
+        with log:
             seen = os.fstat(log.fileno())
-            if not stat.S_ISREG(seen.st_mode):
-                return []
             if seen.st_ino != self._inode or seen.st_size < self._offset:
                 self._inode, self._offset = seen.st_ino, 0
             self._offset = max(self._offset, seen.st_size - CHUNK)

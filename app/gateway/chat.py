@@ -10,10 +10,12 @@ import httpx
 
 from app.domain.errors import GatewayFailed
 from app.domain.ports import Answer
-from app.gateway import lastturn, redaction
+from app.gateway import config, lastturn
 
 #: Longest reason of the gateway's that is passed on, in characters.
 MAX_REASON = 500
+#: Characters of a reason that are looked at, so that no secret in the part that is passed on is cut.
+MAX_READ = 16 * 1024
 #: Largest answer that is read, in bytes.
 MAX_BODY = 4 * 1024 * 1024
 
@@ -100,7 +102,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _said(home: Path, reason: str) -> str:
     """A reason as the end of a sentence of ours, without the bot's secrets: it may quote the key that was refused."""
-    line = _line(redaction.without_secrets(str(home), reason))
+    line = _line(" ".join(config.without_secrets(home, (reason[:MAX_READ],))))
     return f": {line}" if line else ""
 
 

@@ -17,7 +17,7 @@ import structlog
 from anyio import to_thread
 from anyio.abc import Process
 
-from app.domain.errors import ConfigInvalid
+from app.domain.errors import ConfigInvalid, SpawnFailed
 from app.gateway import config as configs
 from app.gateway import fenced
 from app.gateway.config import Dialect
@@ -108,6 +108,10 @@ def _sentence(issues: Sequence[tuple[str, str]]) -> str:
 
 async def _ask(installation: Installation, config: dict[str, Any], home: Path) -> list[tuple[str, str]]:
     """Each refused path with its reason; nothing when it is accepted."""
+    try:
+        await to_thread.run_sync(fenced.check_environment, home)
+    except SpawnFailed as error:
+        raise Unchecked(str(error)) from error
     if (root := installation.package_root) and (root / "dist" / "config" / "validation.js").is_file():
         assert installation.node is not None, "a package is run by a Node"
         argv = [str(installation.node), str(VALIDATE), str(root)]

@@ -8,21 +8,23 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from app.domain.errors import ConfigInvalid
-from app.gateway.overrides import merge, refused_overrides
-from app.gateway.redaction import is_secret, secrets_in
+from app.gateway import files
+from app.gateway.overrides import Reserved, every_channel, merge, refused_overrides
+from app.gateway.redaction import CONFIG_MAX, SHORTEST, Mask, is_secret, secrets_in, spellings_in
 
 __all__ = [
     "BotSettings",
     "Dialect",
     "ModelProvider",
     "digest",
+    "forget",
     "hide",
     "is_as_written",
     "redact",
@@ -31,6 +33,7 @@ __all__ = [
     "secrets_in",
     "split_model",
     "to_text",
+    "without_secrets",
     "write",
 ]
 
@@ -38,8 +41,6 @@ __all__ = [
 CONTEXT_WINDOW, MAX_TOKENS = 128_000, 8_192
 #: The file in a home that a gateway reads.
 IN_USE = "config.json5"
-#: Shorter secrets are hidden where they stand only: "a" would be found everywhere.
-HIDDEN_ANYWHERE = 4
 
 #: Where a maker's own models are, for a provider without an address (OpenClaw asks for one).
 _HOMES = {
@@ -55,7 +56,6 @@ _MODEL_KEYS = frozenset(
 _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 #: What OpenClaw replaces from its environment; a `$` before it makes it plain text (both versions).
 _VARIABLE = re.compile(r"\$\{[A-Z_][A-Z0-9_]*\}", re.ASCII)
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ class BotSettings:
     channels: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     bindings: Sequence[Mapping[str, Any]] = ()
     plugins: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reserved: Reserved = every_channel
+    """Which channels the overrides cannot speak of."""
 
 
 def split_model(text: str) -> tuple[str, str]:
@@ -117,13 +119,16 @@ def render(settings: BotSettings, dialect: Dialect) -> dict[str, Any]:
     Raises:
         ConfigInvalid: Something in the settings cannot be said safely; the message names it.
     """
-    if refused := refused_overrides(settings.overrides):
+    if refused := refused_overrides(settings.overrides, settings.reserved):
         raise ConfigInvalid("; ".join(f"configOverrides.{path}: {why}" for path, why in refused))
     provider, _ = split_model(settings.model)
     if provider not in {each.name for each in settings.providers}:
         raise ConfigInvalid(f"model: there is no model provider named {provider!r} that this bot may use.")
     open_part = merge(_open_part(settings, dialect), settings.overrides)
-    return cast("dict[str, Any]", _literal(_closed_part(open_part, settings, dialect), ""))
+    tree = cast("dict[str, Any]", _literal(_closed_part(open_part, settings, dialect), ""))
+    if len(to_text(tree)) > CONFIG_MAX:
+        raise ConfigInvalid(f"the whole configuration is longer than {CONFIG_MAX // 1024} KiB.")
+    return tree
 
 
 def _open_part(settings: BotSettings, dialect: Dialect) -> dict[str, Any]:
@@ -173,7 +178,7 @@ def _closed_part(tree: dict[str, Any], settings: BotSettings, dialect: Dialect) 
         "models": models,
     }
     if settings.channels:
-        closed["channels"] = dict(settings.channels)
+        closed["channels"] = {**tree.get("channels", {}), **settings.channels}
     if settings.bindings:
         closed["bindings"] = list(settings.bindings)
     return {name: part for name, part in tree.items() if part} | closed
@@ -234,40 +239,56 @@ def digest(config: Mapping[str, Any]) -> str:
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every secret replaced by `***`, also where it turns up inside another text."""
-    return cast("dict[str, Any]", _redacted(config, _by_length(secrets_in(config))))
+    return cast("dict[str, Any]", _redacted(config, _hider(config)))
 
 
-def _redacted(value: Any, known: list[str]) -> Any:
+def _redacted(value: Any, hidden: Callable[[str], str], above: str = "") -> Any:
     if isinstance(value, Mapping):
         tree = cast("Mapping[str, Any]", value)
         return {
-            _hidden(name, known): "***" if is_secret(name, part) else _redacted(part, known)
+            hidden(name): "***" if is_secret(name, part, above) else _redacted(part, hidden, name)
             for name, part in tree.items()
         }
     if isinstance(value, list):
-        return [_redacted(part, known) for part in cast("list[Any]", value)]
-    return _hidden(value, known) if isinstance(value, str) else value
+        return [_redacted(part, hidden) for part in cast("list[Any]", value)]
+    return hidden(value) if isinstance(value, str) else value
 
 
 def hide(text: str, config: Mapping[str, Any]) -> str:
     """A text from outside (OpenClaw quotes refused values) without the configuration's secrets."""
-    return _hidden(text, _by_length(secrets_in(config)))
+    return _hider(config)(text)
 
 
-def _by_length(secrets_known: set[str]) -> list[str]:
-    """Those that are long enough to be told from common words, a longer one before what it may contain."""
-    return sorted((each for each in secrets_known if len(each) >= HIDDEN_ANYWHERE), key=len, reverse=True)
+def _hider(config: Mapping[str, Any]) -> Callable[[str], str]:
+    """Takes the configuration's secrets out of any number of texts."""
+    mask = Mask(spellings_in(config))
+    several = [words for secret in secrets_in(config) if len(words := secret.split()) > 1 and len(secret) >= SHORTEST]
 
-
-def _hidden(text: str, known: list[str]) -> str:
-    for secret in known:
-        words = secret.split()
-        if len(words) > 1:
+    def hidden(text: str) -> str:
+        collapsed = " ".join(text.split())
+        for words in several:
             # Whoever wrote the text may have wrapped its lines, or collapsed its white space.
-            text = re.sub(r"\s+".join(map(re.escape, words)), "***", text)
-        else:
-            text = text.replace(secret, "***")
-    return _USERINFO.sub("***", text)
+            if words[0] in text and " ".join(words) in collapsed:
+                text = re.sub(r"\s+".join(map(re.escape, words)), "***", text)
+        return mask.clean(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+    return hidden
+
+
+def without_secrets(home: Path, lines: Sequence[str]) -> tuple[str, ...]:
+    """What a gateway said, fit for rows and clients: the secrets it was configured with are taken out.
+
+    Nothing is handed on where the configuration cannot be read, or is not the one that was written (the bot can write
+    there): then nobody knows what to take out. Blocks for a look into the home.
+    """
+    path = home / IN_USE
+    try:
+        tree = json.loads(files.read(path, CONFIG_MAX) or b"null")
+        if not is_as_written(path, tree):
+            return ()
+        return tuple(map(_hider(tree), lines))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ()
 
 
 #: Digests of what this server wrote for gateways to read, by the file.
@@ -283,6 +304,11 @@ def is_as_written(path: Path, tree: Mapping[str, Any]) -> bool:
     if known is None:
         return bool(tree.get("gateway", {}).get("auth", {}).get("token"))
     return digest(tree) == known
+
+
+def forget(home: Path) -> None:
+    """The home is gone, and so is what was written there."""
+    _written.pop(home / IN_USE, None)
 
 
 def write(path: Path, text: str) -> None:

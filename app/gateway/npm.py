@@ -1,5 +1,6 @@
 """npm, as what is downloaded for bots is asked of it: which npm, with which settings, and what its refusals mean."""
 
+import json
 import re
 import shlex
 import shutil
@@ -64,6 +65,31 @@ def environment(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in said} | ours
 
 
+def cache_of(environment: Mapping[str, str]) -> str:
+    """The cache that an `environment` names."""
+    return next(value for name, value in environment.items() if name.lower() == "npm_config_cache")
+
+
+def registries(said: str) -> str:
+    """The file of settings that names the registries of `npm config list --json`, by which the cache knows packages.
+
+    npm itself leaves out whatever is secret, an address with a password in it as well.
+    """
+    start = said.find("\n{") + 1
+    try:
+        found: dict[str, object] = json.loads(said[start : said.rindex("}") + 1])
+    except ValueError:
+        return ""
+    named = [name for name in found if name in ("registry", "replace-registry-host") or name.endswith(":registry")]
+    return "".join(f"{name}={json.dumps(found[name])}\n" for name in named)
+
+
+def offline(cache: str, settings: Path) -> dict[str, str]:
+    """What npm is told that is to do with what the cache holds: no credential, no proxy, nobody's own settings."""
+    files = {"npm_config_userconfig": str(settings), "npm_config_globalconfig": str(settings.with_name("npmrc.none"))}
+    return QUIET | files | {"npm_config_cache": cache, "npm_config_offline": "true"}
+
+
 def why(said: str) -> str:
     """Why npm failed, for people; nothing of what it said itself, which may name hosts and folders."""
     match = _CODE.search(said)
@@ -72,6 +98,8 @@ def why(said: str) -> str:
         return "npm's registry does not have it"
     if code in ("E401", "E403", "EOTP", "ENEEDAUTH"):
         return "npm's registry does not let this server in"
+    if code == "ENOTCACHED":
+        return "npm's cache does not have all of it"
     if code == "ENOSPC":
         return "the disk is full"
     if _CERTIFICATE.fullmatch(code):

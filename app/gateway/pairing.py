@@ -20,8 +20,8 @@ import anyio.to_thread
 
 from app.domain.errors import GatewayFailed, NotFound, SpawnFailed
 from app.domain.ports import Asking, Running
+from app.gateway import files, running
 from app.gateway import home as homes
-from app.gateway import running
 from app.gateway.config import write_in
 from app.gateway.rpc import Connection
 
@@ -252,14 +252,9 @@ def _credentials(home: Path) -> Generator[int | None]:
 def _read(folder: int, name: str) -> dict[str, Any]:
     """The file's object; an empty one where there is none, or a link, or a pipe, or more than there can be."""
     try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        return _json(files.read(name, MAX_FILE, folder))
     except OSError:
         return {}
-    with os.fdopen(file, "rb") as text:
-        seen = os.fstat(text.fileno())
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_FILE:
-            return {}
-        return _json(text.read(MAX_FILE))
 
 
 def _is_plain(folder: int, name: str) -> bool:

@@ -5,18 +5,17 @@ is prepared once for a version of OpenClaw: a note of ours tells for which, and 
 the files bear it out. Left to itself OpenClaw would look for what is missing at every start, for a minute and more.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT
+from subprocess import STDOUT
 from typing import Any, cast
 from uuid import UUID
 
@@ -26,7 +25,7 @@ from anyio import lowlevel, to_thread
 
 from app.domain.errors import ClawNetError, PluginMissing, SpawnFailed
 from app.domain.states import PluginStep
-from app.gateway import channels, npm, plugin_records, process
+from app.gateway import channels, fenced, npm, plugin_records, process
 from app.gateway import home as homes
 from app.gateway.config import write_in
 from app.gateway.install import megabytes, repeating
@@ -48,8 +47,6 @@ _DOWNLOAD = (
     "install", "--omit=dev", "--omit=peer", "--legacy-peer-deps", "--ignore-scripts", "--no-audit", "--no-fund",
     "--loglevel=error",
 )  # fmt: skip
-#: PR_SET_PDEATHSIG: if we are killed, nobody else would end it.
-_DIES_WITH_US = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 #: Enough of a configuration for a command that installs a plugin. It is told of no channel: OpenClaw would begin with
 #: an installation of its own, and quote the bot's settings.
 _PLAIN = {"gateway": {"mode": "local"}}
@@ -83,11 +80,13 @@ class Plugins:
     def __init__(self, installation: Installation, cache_dir: Path) -> None:
         self._installation = installation
         self._folder = cache_dir / "npm"
+        #: What this server brought into the cache; nobody is asked for it again.
+        self._fetched: set[Plugin] = set()
 
     async def missing(self, home: Path, config: Mapping[str, Any]) -> list[Plugin]:
         """What has to be installed before a gateway can run with this configuration; asks nobody outside."""
         wanted = self.wanted(config)
-        return await to_thread.run_sync(self._missing, home, wanted) if wanted else []
+        return await self._absent(home, wanted) if wanted else []
 
     def wanted(self, config: Mapping[str, Any]) -> list[Plugin]:
         """What this configuration's channels need, installed or not."""
@@ -109,16 +108,7 @@ class Plugins:
             PluginMissing: It cannot be had; the message says why.
         """
         async with self._scratch(plugin) as scratch:
-            await self._ask(plugin, scratch, tell)
-            project = scratch / "project"
-            project.mkdir()
-            (project / "package.json").write_text(
-                json.dumps({"private": True, "dependencies": {plugin.package: plugin.version}})
-            )
-            environment = npm.environment(os.environ, self._folder / "cache") | self._plain(scratch)
-            await tell(PluginStep.DOWNLOADING, 0)
-            telling = _telling(tell, PluginStep.DOWNLOADING, project)
-            await self._run(plugin, [*self._npm(plugin), *_DOWNLOAD], environment, project, telling=telling)
+            await self._fetch(plugin, scratch, tell)
 
     async def install(self, plugin: Plugin, home: Path, bot_id: UUID, tell: Tell) -> None:
         """Installs it in a home without a process.
@@ -128,27 +118,56 @@ class Plugins:
         Raises:
             PluginMissing: It cannot be had; the message says why.
         """
-        nonce = _nonce(home)
-        # What a server that was killed left may be at it still.
-        await _clear(home, nonce)
         async with self._scratch(plugin) as scratch:
-            await self._ask(plugin, scratch, tell)
+            await to_thread.run_sync(plugin_records.check_folders, home)
+            await to_thread.run_sync(fenced.check_environment, home)
+            nonce = _nonce(home)
+            # What a server that was killed left may be at it still.
+            await _clear(home, nonce)
+            await self._fetch(plugin, scratch, tell)
+            environment = await self._offline(plugin, scratch)
+            environment |= self._own(home, scratch) | {process.BOT_ID: str(bot_id), process.NONCE: nonce}
             (scratch / "config.json5").write_text(json.dumps(_PLAIN))
-            marks = {process.BOT_ID: str(bot_id), process.NONCE: nonce}
-            environment = npm.environment(os.environ, self._folder / "cache") | self._own(home, scratch) | marks
             # Nobody is there to be asked whether a package that is not OpenClaw's own may come in, or a new one.
             argv = [*self._installation.argv_prefix, "plugins", "install", f"npm:{plugin.spec}", "--force"]
             try:
                 await tell(PluginStep.INSTALLING, 0)
-                telling = _telling(tell, PluginStep.INSTALLING, home / "npm")
+                telling = await _telling(tell, PluginStep.INSTALLING, home / "npm")
                 await self._run(plugin, argv, environment, scratch, telling=telling)
+            except PluginMissing:
+                self._fetched.discard(plugin)  # Somebody may have emptied the cache.
+                raise
             finally:
                 with anyio.CancelScope(shield=True):
                     await _clear(home, nonce)
-        await to_thread.run_sync(self._note, home, plugin)
-        if await to_thread.run_sync(self._missing, home, [plugin]):
-            raise _cannot(plugin, "OpenClaw says that it is installed, and it is not there")
+            await to_thread.run_sync(self._note, home, plugin)
+            if await self._absent(home, [plugin]):
+                raise _cannot(plugin, "OpenClaw says that it is installed, and it is not there")
         log.info("plugin_installed", plugin=plugin.spec)
+
+    async def _fetch(self, plugin: Plugin, scratch: Path, tell: Tell) -> None:
+        """Brings the package, and what it needs, into the cache. Nothing that a bot wrote is read meanwhile."""
+        if plugin in self._fetched:
+            return
+        await self._ask(plugin, scratch, tell)
+        project = scratch / "project"
+        project.mkdir()
+        needs = {"private": True, "dependencies": {plugin.package: plugin.version}}
+        (project / "package.json").write_text(json.dumps(needs))
+        environment = npm.environment(os.environ, self._folder / "cache") | self._plain(scratch)
+        await tell(PluginStep.DOWNLOADING, 0)
+        telling = await _telling(tell, PluginStep.DOWNLOADING, project)
+        await self._run(plugin, [*self._npm(plugin), *_DOWNLOAD], environment, project, telling=telling)
+        self._fetched.add(plugin)
+
+    async def _offline(self, plugin: Plugin, scratch: Path) -> dict[str, str]:
+        """What npm is to be told where a bot's own code may run: what is in the cache, and no secret."""
+        environment = npm.environment(os.environ, self._folder / "cache") | self._plain(scratch)
+        argv = [*self._npm(plugin), "config", "list", "--json"]
+        said = await self._run(plugin, argv, environment, scratch, budget=ASK_BUDGET)
+        settings = scratch / "npmrc"
+        settings.write_text(npm.registries(said))
+        return npm.offline(npm.cache_of(environment), settings)
 
     async def _ask(self, plugin: Plugin, scratch: Path, tell: Tell) -> None:
         """Fails soon where the registry is away, or does not have it."""
@@ -167,8 +186,8 @@ class Plugins:
         budget: float = INSTALL_BUDGET,
         late: str = "it took too long",
         telling: Callable[[], Awaitable[None]] = lowlevel.checkpoint,
-    ) -> None:
-        """Runs a command to its end, in a session of its own that ends with it.
+    ) -> str:
+        """Runs a command to its end, behind the fence that bots have, and answers its last words.
 
         Raises:
             PluginMissing: It failed, or had no time left, which is then said as `late`.
@@ -177,9 +196,10 @@ class Plugins:
         code = None
         with anyio.move_on_after(budget):
             code = await _code(argv, environment, folder, output, telling)
+        words = await to_thread.run_sync(_last_words, output)
         if code == 0:
-            return
-        why = late if code is None else npm.why(await to_thread.run_sync(_last_words, output))
+            return words
+        why = late if code is None else npm.why(words)
         log.warning("plugin_not_installed", plugin=plugin.spec, command=argv[-3:], code=code, why=why)
         raise _cannot(plugin, why)
 
@@ -212,13 +232,24 @@ class Plugins:
 
     @asynccontextmanager
     async def _scratch(self, plugin: Plugin) -> AsyncGenerator[Path]:
-        """A folder for one run, with an npm that is found by its name."""
-        made = await to_thread.run_sync(self._made, plugin)
+        """A folder for one run, with an npm that is found by its name.
+
+        Raises:
+            PluginMissing: Also for whatever else fails meanwhile in our folders or the bot's.
+        """
         try:
-            yield Path(made.name)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(made.cleanup)
+            made = await to_thread.run_sync(self._made, plugin)
+            try:
+                yield Path(made.name)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(made.cleanup)
+        except SpawnFailed as error:
+            raise _cannot(plugin, str(error).removesuffix(".")) from error
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "the disk is full" if full else f"the server's system refuses it ({error.strerror})"
+            raise _cannot(plugin, why) from error
 
     def _made(self, plugin: Plugin) -> tempfile.TemporaryDirectory[str]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -234,27 +265,19 @@ class Plugins:
 
     # What is installed in a home.
 
-    def _missing(self, home: Path, wanted: list[Plugin]) -> list[Plugin]:
+    async def _absent(self, home: Path, wanted: list[Plugin]) -> list[Plugin]:
+        noted = await to_thread.run_sync(self._noted, home, wanted)
+        records = await plugin_records.read(home) if noted else []
+        there = await to_thread.run_sync(_there, home, noted, records)
+        return [each for each in wanted if each not in there]
+
+    def _noted(self, home: Path, wanted: list[Plugin]) -> list[Plugin]:
         try:
             with homes.opened(home) as base:
-                note, records = _read_note(base), plugin_records.read(base)
+                note = _read_note(base)
         except (SpawnFailed, OSError):
-            return wanted
-        return [each for each in wanted if not self._is_installed(home, each, note, records)]
-
-    def _is_installed(
-        self, home: Path, plugin: Plugin, note: dict[str, Any], records: list[dict[str, Any]] | None
-    ) -> bool:
-        if note.get(plugin.package) != [plugin.version, self._mark]:
-            return False
-        if records is None:
-            # A version that keeps its record elsewhere: the files tell.
-            places = list(home.glob(f"npm/projects/*/node_modules/{plugin.package}"))
-        else:
-            places = [
-                Path(str(each.get("installPath"))) for each in records if each.get("resolvedName") == plugin.package
-            ]
-        return any(plugin_records.version_in(place) == plugin.version for place in places if place.is_relative_to(home))
+            return []
+        return [each for each in wanted if note.get(each.package) == [each.version, self._mark]]
 
     def _note(self, home: Path, plugin: Plugin) -> None:
         with homes.opened(home) as base, homes.opened(Path("run"), base) as run:
@@ -280,15 +303,29 @@ async def _clear(home: Path, nonce: str) -> None:
     """Leaves nothing of an installation that is over or was cut short."""
     await process.sweep(nonce)
     await to_thread.run_sync(plugin_records.remove_stages, home)
-    await to_thread.run_sync(plugin_records.end_lease, home)
+    await plugin_records.end_lease(home)
 
 
-def _telling(tell: Tell, step: PluginStep, folder: Path) -> Callable[[], Awaitable[None]]:
-    """Says once more what is being done, with what lies in the folder by now."""
+def _there(home: Path, noted: list[Plugin], records: list[tuple[str, str]] | None) -> list[Plugin]:
+    """Those of which OpenClaw's record and the files say so, too; of a version without a record the files tell."""
+
+    def is_there(plugin: Plugin) -> bool:
+        if records is None:
+            found = plugin_records.places(home, plugin.package)
+        else:
+            found = [Path(place) for name, place in records if name == plugin.package]
+        return any(plugin_records.version_at(home, place) == plugin.version for place in found)
+
+    return [each for each in noted if is_there(each)]
+
+
+async def _telling(tell: Tell, step: PluginStep, folder: Path) -> Callable[[], Awaitable[None]]:
+    """Says once more what is being done, with what came into the folder since."""
+    before = await to_thread.run_sync(megabytes, folder)
 
     async def once_more() -> None:
         with suppress(ClawNetError):  # It is done, whoever hears of it.
-            await tell(step, await to_thread.run_sync(megabytes, folder))
+            await tell(step, max(0, await to_thread.run_sync(megabytes, folder) - before))
 
     return once_more
 
@@ -297,18 +334,9 @@ async def _code(
     argv: list[str], environment: dict[str, str], folder: Path, output: Path, telling: Callable[[], Awaitable[None]]
 ) -> int | None:
     with output.open("wb") as words:
-        command = await anyio.open_process(
-            [sys.executable, "-I", "-c", _DIES_WITH_US, *argv],
-            cwd=folder, env=environment, stdin=DEVNULL, stdout=words, stderr=STDOUT, start_new_session=True,
-        )  # fmt: skip
-    try:
-        await repeating(command.wait, telling)
-        return command.returncode
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(command.pid, signal.SIGKILL)
-        with anyio.CancelScope(shield=True):
-            await command.aclose()
+        async with fenced.started(argv, environment, folder=folder, stdout=words, stderr=STDOUT) as command:
+            await repeating(command.wait, telling)
+            return command.returncode
 
 
 def _last_words(output: Path) -> str:

@@ -11,7 +11,6 @@ import functools
 import os
 import select
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ import msgspec
 import psutil
 
 from app.domain import errors
+from app.gateway import files
+from app.gateway.redaction import CONTROLS
 
 #: Environment variables by which a bot's processes are known for ours.
 NONCE, BOT_ID = "CLAWNET_NONCE", "CLAWNET_BOT_ID"
@@ -42,8 +43,10 @@ KILL_BUDGET = 5.0
 ATTACH_BUDGET, ATTACH_LOOK = 8.0, 0.05
 #: A sweep looks again until nobody is found, at most this often: its prey may fork meanwhile.
 SWEEP_ROUNDS = 20
-#: A record in `run/` is far smaller; the bot could have put anything there.
-RECORD_MAX = 1024 * 1024
+#: The shim's: last lines in an exit record, and the characters of each.
+TAIL_LINES, TAIL_WIDTH = 20, 1000
+#: Bytes of a record in `run/`, where the bot could have put anything; JSON takes twelve for a character at most.
+RECORD_MAX = TAIL_LINES * TAIL_WIDTH * 12 + 4096
 
 SHIM = Path(__file__).with_name("shim.py")
 
@@ -61,6 +64,8 @@ LISTEN = "0A"
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 Record = TypeVar("Record")
+#: What an exit record can say at most: a time, and a number that a column holds.
+LATEST, MOST_KB = 4_102_444_800, 2**31 - 1
 Pid = Annotated[int, msgspec.Meta(gt=0, le=1 << 22)]
 
 
@@ -129,12 +134,12 @@ class _State(msgspec.Struct, frozen=True):
 
 class _Record(msgspec.Struct, frozen=True):
     nonce: str
-    at: float
-    code: int | None = None
-    signal: str | None = None
+    at: Annotated[float, msgspec.Meta(ge=0, le=LATEST)]
+    code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
+    signal: Annotated[str, msgspec.Meta(max_length=32, pattern=r"^SIG[A-Z0-9+]+$")] | None = None
     tail: tuple[str, ...] = ()
-    max_rss_kb: int = 0
-    reaped: int = 0
+    max_rss_kb: Annotated[int, msgspec.Meta(ge=0, le=MOST_KB)] = 0
+    reaped: Annotated[int, msgspec.Meta(ge=0, le=MOST_KB)] = 0
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -509,7 +514,7 @@ def _read_exit(home: Path, nonce: str) -> Exit | None:
         code=record.code,
         signal=record.signal,
         at=record.at,
-        tail=record.tail,
+        tail=tuple(line[:TAIL_WIDTH].translate(CONTROLS) for line in record.tail[-TAIL_LINES:]),
         max_rss_kb=record.max_rss_kb,
         reaped=record.reaped,
     )
@@ -517,14 +522,8 @@ def _read_exit(home: Path, nonce: str) -> Exit | None:
 
 def _read(home: Path, name: str, kind: type[Record]) -> Record | None:
     """A record of `run/`, or None for whatever else lies there."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with _absent(), contextlib.suppress(msgspec.MsgspecError):
-        fd = os.open(home / "run" / name, flags)
-        try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                return msgspec.json.decode(os.read(fd, RECORD_MAX), type=kind)
-        finally:
-            os.close(fd)
+        return msgspec.json.decode(files.read(home / "run" / name, RECORD_MAX) or b"", type=kind)
     return None
 
 

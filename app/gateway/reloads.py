@@ -7,7 +7,6 @@ with what lies on disk, whether the process has taken it or not (2026.2.1 reads 
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +16,7 @@ from typing import Any, cast
 import anyio
 import anyio.to_thread
 
+from app.gateway import files
 from app.gateway.config import Dialect
 from app.gateway.home import opened
 
@@ -150,15 +150,11 @@ class Watch:
     def _lines(self) -> list[bytes]:
         with opened(self._home) as base, opened(Path("logs"), base) as logs:
             try:
-                # A pipe or a link in the log's place, which the agent could put there, is not waited on.
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                file = os.open("gateway.log", flags, dir_fd=logs)
+                log = files.opened("gateway.log", logs)
             except OSError:
                 return []
-        with os.fdopen(file, "rb") as log:
+        with log:
             seen = os.fstat(log.fileno())
-            if not stat.S_ISREG(seen.st_mode):
-                return []
             if seen.st_ino != self._inode or seen.st_size < self._offset:
                 self._inode, self._offset = seen.st_ino, 0
             log.seek(self._offset)

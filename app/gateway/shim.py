@@ -16,7 +16,6 @@ import fcntl
 import itertools
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -24,6 +23,7 @@ import time
 
 # Behind everything else, so that nothing there stands in the place of the standard library.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+from app.gateway import fence
 from app.gateway.redaction import Redactor
 
 # `typing` costs half a megabyte in each shim; type checkers know this name.
@@ -47,16 +47,10 @@ TAIL_LINES, TAIL_WIDTH = 20, 1000
 EXIT_REFUSED = 71  # sysexits' EX_OSERR
 EXIT_LOCKED = 75  # sysexits' EX_TEMPFAIL
 
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 24, 36, 38, 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
-CAPABILITY_VERSION_3 = 0x20080522
-
 NEW_FILE = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Everything a terminal or a reader of lines would act upon, but for the tab.
 CONTROL_BYTES = bytes(code for code in (*range(32), 127) if code not in b"\t\n")
 CONTROL_CHARACTERS = dict.fromkeys((*range(128, 160), 0x2028, 0x2029))
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
@@ -255,7 +249,7 @@ class Keeper:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         while self._collect_children() and time.monotonic() < deadline:
-            for pid in children():
+            for pid in fence.children():
                 try:
                     os.kill(pid, signal.SIGKILL)
                     self.killed.add(pid)
@@ -311,7 +305,7 @@ def begin() -> tuple[Keeper, Log, int, str]:
     redactor = Redactor(open_folder(spec.home))
     take_lock(run)
     leave_parent()
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    if fence.libc.prctl(fence.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise Refused("subreaper", errno=ctypes.get_errno())
     wake = wake_on_children()
     redactor.learn()
@@ -388,13 +382,13 @@ def become_gateway(spec: Spec, shim: int, out: int, err: int, trouble: int) -> N
     step = "prepare"
     try:
         os.setsid()
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        fence.die_with_parent()
         if os.getppid() != shim:
             os._exit(1)  # it died before the line above
-        default_signals()
+        fence.default_signals()
         connect_stdio(out, err)
-        set_limits(spec)
-        drop_privileges()
+        fence.set_limits(spec.rlimits, spec.oom_score_adj)
+        fence.drop_privileges()
         step = "chdir"
         os.chdir(spec.cwd)
         step = "execve"
@@ -407,41 +401,10 @@ def become_gateway(spec: Spec, shim: int, out: int, err: int, trouble: int) -> N
     os._exit(127)
 
 
-def default_signals() -> None:
-    """What is ignored or blocked here, or was in ClawNet, would stay so across exec."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
 def connect_stdio(out: int, err: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
-
-
-def set_limits(spec: Spec) -> None:
-    for name, wanted in {**spec.rlimits, "core": 0}.items():
-        kind: int = getattr(resource, f"RLIMIT_{name.upper()}")
-        _, hard = resource.getrlimit(kind)
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (limit, limit))
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(spec.oom_score_adj))
-    except OSError:
-        pass  # it says who should die first; nothing depends on it
-
-
-def drop_privileges() -> None:
-    """No capability, now or after any exec. Where we have no privileges each of these calls fails, which is as good."""
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "no_new_privs was refused")
-    for capability in range(64):
-        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    libc.capset(header, (ctypes.c_uint32 * 6)())
 
 
 def identity(nonce: str, pid: int) -> dict[str, object]:
@@ -452,33 +415,11 @@ def identity(nonce: str, pid: int) -> dict[str, object]:
         "nonce": nonce,
         "boot_id": boot_id,
         "shim_pid": shim,
-        "shim_start": int(stat(shim)[19]),
+        "shim_start": int(fence.stat(shim)[19]),
         "pid": pid,
-        "pid_start": int(stat(pid)[19]),
+        "pid_start": int(fence.stat(pid)[19]),
         "started_at": time.time(),
     }
-
-
-def stat(pid: int | str) -> list[str]:
-    """The fields of /proc/<pid>/stat from the third on; the name before them may hold anything."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
-
-
-def children() -> list[int]:
-    # Not /proc/self/task/*/children: some kernels are built without it.
-    me = str(os.getpid())
-    found: list[int] = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            state, parent = stat(name)[:2]
-        except OSError:
-            continue
-        if parent == me and state != "Z":
-            found.append(int(name))
-    return found
 
 
 def stamp(letter: str) -> bytes:

@@ -15,61 +15,76 @@ from uuid import UUID, uuid4
 
 #: Where a home is moved to, beside the folder of homes.
 FOLDER = ".trash"
-#: Seconds until a home is left for later in which others write as fast as we remove.
-BUDGET = 600.0
+#: Seconds until the rest of a home is left for later, so that one which is large, or in which others write as fast as
+#: we remove, keeps no other one waiting.
+BUDGET = 20.0
 
 #: It is not any more what it was when it was listed; the next look sees to it.
 _CHANGED = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def take(base: Path, home: Path) -> str | None:
-    """Moves a home into the trash, at once and for good; the name it has there, None where there is no home.
+class Unfinished(OSError):
+    """The rest of a home is left for later."""
+
+
+def take(base: Path, home: Path) -> Path | None:
+    """Moves a home into the trash, at once and for good; its place there, None where there is no home.
 
     From then on a bot of the same name finds nothing of this one, and whoever comes back after a kill finds what is
-    left to be removed. Where homes lie on a disk of their own there is no such place, and it is removed on the spot.
+    left to be removed.
 
     Raises:
         OSError: It cannot be moved; it stays where it is.
     """
     if not os.path.lexists(home):
         return None
+    try:
+        return _moved(home, base)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    # Homes lie on a disk of their own, so that has a trash of its own.
+    return _moved(home, home.parent)
+
+
+def _moved(home: Path, beside: Path) -> Path | None:
     grave = str(uuid4())
-    with _opened(base) as bin_, _folder(home.parent) as homes:
+    with _opened(beside) as bin_, _folder(home.parent) as homes:
         _unlock(homes, home.name)
         try:
             os.rename(home.name, grave, src_dir_fd=homes, dst_dir_fd=bin_)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _remove(homes, home.name)
-            return None
         os.fsync(bin_)
         os.fsync(homes)
-    return grave
+    return beside / FOLDER / grave
 
 
-def remove(base: Path, grave: str, goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Removes what `take` moved; again changes nothing.
+def remove(grave: Path, goes_on: Callable[[], bool] = lambda: True) -> None:
+    """Removes what `take` moved; again changes nothing. What cannot be removed keeps nothing else in it.
 
     Args:
-        goes_on: Is asked now and then; once it says no, the rest is left for later.
+        goes_on: Is asked at each step; once it says no, the rest is left for later.
 
     Raises:
-        OSError: Something in it cannot be removed, others are still writing there, or the rest is left for later.
+        Unfinished: It takes longer than `BUDGET`, or is not to go on.
+        OSError: Something in it cannot be removed.
     """
-    with _opened(base) as bin_:
-        _remove(bin_, grave, goes_on)
+    with _opened(grave.parent.parent) as bin_:
+        _remove(bin_, grave.name, goes_on)
 
 
-def graves(base: Path) -> list[str]:
-    """What interrupted removals left. What we did not put there is not ours to remove."""
-    if not (base / FOLDER).exists():
+def graves(base: Path, homes: Path) -> list[Path]:
+    """What waits to be removed. What we did not put there is not ours to remove."""
+    return [grave for folder in (base, homes) for grave in _graves(folder)]
+
+
+def _graves(folder: Path) -> list[Path]:
+    if not (folder / FOLDER).exists():
         return []
-    with _opened(base) as bin_, os.scandir(bin_) as entries:
-        return [entry.name for entry in entries if _is_grave(entry.name)]
+    with _opened(folder) as bin_, os.scandir(bin_) as entries:
+        return [folder / FOLDER / entry.name for entry in entries if _is_grave(entry.name)]
 
 
 def _is_grave(name: str) -> bool:
@@ -101,7 +116,16 @@ def _folder(path: Path) -> Generator[int]:
         os.close(folder)
 
 
-def _remove(within: int, name: str, goes_on: Callable[[], bool] = lambda: True) -> None:
+def remove_at(within: int, name: str, goes_on: Callable[[], bool]) -> None:
+    """Removes what has this name in an open folder, if there is such a thing.
+
+    Raises:
+        OSError: As `remove`.
+    """
+    _remove(within, name, goes_on)
+
+
+def _remove(within: int, name: str, goes_on: Callable[[], bool]) -> None:
     _unlock(within, name)
     try:
         folder = os.open(name, _OPEN, dir_fd=within)
@@ -126,55 +150,72 @@ class _Emptying:
         self._device = os.fstat(root).st_dev
         self._goes_on = goes_on
         self._until = time.monotonic() + BUDGET
+        #: Met since the round began.
+        self._trouble: OSError | None = None
 
     def run(self) -> None:
         while self._round():
             pass
+        if self._trouble is not None:
+            raise self._trouble
 
     def _round(self) -> bool:
         """Removes what lies in the folder now; whether that was anything."""
-        was_anything = False
-        for entry in self._entries(self._root):
-            was_anything = True
-            if entry.is_dir(follow_symlinks=False):
-                self._take_apart(entry.name)
-            else:
-                with suppress(*_CHANGED):
-                    os.unlink(entry.name, dir_fd=self._root)
-        return was_anything
+        self._trouble = None
+        return self._each(self._root, self._take)
 
-    def _entries(self, folder: int) -> Generator["os.DirEntry[str]"]:
+    def _each(self, folder: int, act: Callable[["os.DirEntry[str]"], bool]) -> bool:
+        """Does it to each entry; whether that did anything. One that cannot be removed holds up no other one."""
+        was_anything = False
         with os.scandir(folder) as entries:
             for entry in entries:
                 if time.monotonic() > self._until or not self._goes_on():
-                    raise OSError(errno.EBUSY, "the rest of it is left for later")
-                yield entry
+                    raise Unfinished(errno.EBUSY, "the rest of it is left for later")
+                try:
+                    was_anything |= act(entry)
+                except Unfinished:
+                    raise
+                except _CHANGED:
+                    was_anything = True
+                except OSError as error:
+                    self._trouble = error
+        return was_anything
 
-    def _take_apart(self, name: str) -> None:
+    def _take(self, entry: "os.DirEntry[str]") -> bool:
+        if entry.is_dir(follow_symlinks=False):
+            return self._take_apart(entry.name)
+        os.unlink(entry.name, dir_fd=self._root)
+        return True
+
+    def _take_apart(self, name: str) -> bool:
         """Removes a folder; the folders in it come to lie beside it, and are the next round's."""
         _unlock(self._root, name)
-        try:
-            folder = os.open(name, _OPEN, dir_fd=self._root)
-        except _CHANGED:
-            return
+        folder = os.open(name, _OPEN, dir_fd=self._root)
         try:
             if os.fstat(folder).st_dev != self._device:
                 raise OSError(errno.EXDEV, f"another file system is mounted at {name!r} in a deleted home")
-            for entry in self._entries(folder):
-                _bring_up(self._root, folder, entry)
-            with suppress(OSError):
-                os.rmdir(name, dir_fd=self._root)  # Somebody may have written there since.
+            was_anything = self._each(folder, lambda entry: self._bring_up(folder, entry))
         finally:
             os.close(folder)
+        try:
+            os.rmdir(name, dir_fd=self._root)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            return was_anything  # Somebody may have written there since.
+        return True
+
+    def _bring_up(self, folder: int, entry: "os.DirEntry[str]") -> bool:
+        _bring_up(self._root, folder, entry)
+        return True
 
 
 def _bring_up(root: int, folder: int, entry: "os.DirEntry[str]") -> None:
-    with suppress(*_CHANGED):
-        if entry.is_dir(follow_symlinks=False):
-            _unlock(folder, entry.name)
-            os.rename(entry.name, str(uuid4()), src_dir_fd=folder, dst_dir_fd=root)
-        else:
-            os.unlink(entry.name, dir_fd=folder)
+    if entry.is_dir(follow_symlinks=False):
+        _unlock(folder, entry.name)
+        os.rename(entry.name, str(uuid4()), src_dir_fd=folder, dst_dir_fd=root)
+    else:
+        os.unlink(entry.name, dir_fd=folder)
 
 
 def _unlock(within: int, name: str) -> None:

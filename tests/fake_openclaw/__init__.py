@@ -76,6 +76,7 @@ def install(folder: Path, version: str = "2026.9.6", bots: dict[str, dict] | Non
     shutil.copytree(PROGRAM, folder / "program", dirs_exist_ok=True)
     package = {"name": "openclaw", "version": version, "engines": {"node": ENGINES[Era(version).is_new]}}
     (folder / "package.json").write_text(json.dumps(package, indent=2))
+    _list_plugins(folder, is_new=Era(version).is_new)
     _write_faults(folder / "openclaw", {**faults, "bots": {}})
     for bot, overlay in (bots or {}).items():
         set_faults(folder / "openclaw", bot, **overlay)
@@ -86,6 +87,19 @@ def install(folder: Path, version: str = "2026.9.6", bots: dict[str, dict] | Non
         program.write_text(WRAPPER.format(python=python, install=str(folder), module=module))
         program.chmod(0o755)
     return wrapper
+
+
+def _list_plugins(folder: Path, *, is_new: bool) -> None:
+    """A few of the plugins that the package brings, and of those that the new one would go and install."""
+    bundled = ("telegram", "github", "memory-core") if is_new else ("telegram", "discord", "voice-call", "lobster")
+    for plugin in bundled:
+        place = folder / ("dist/extensions" if is_new else "extensions") / plugin
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "openclaw.plugin.json").write_text(json.dumps({"id": plugin}))
+    if is_new:
+        entries = [{"kind": "plugin", "openclaw": {"plugin": {"id": plugin}}} for plugin in ("voice-call", "diffs")]
+        catalogue = f"const ENTRIES = {json.dumps(entries)};\n"
+        (folder / "dist" / "official-external-plugin-bundled-catalogs-COfUtw4c.mjs").write_text(catalogue)
 
 
 def set_faults(binary: Path, bot: str | None = None, **faults: Any) -> None:

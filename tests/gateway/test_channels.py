@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.gateway import channels, config
+from app.gateway import channels, config, lastgood, reloads
 from app.gateway.channels import Account, Provider, Rule, providers, shape
 from app.gateway.config import BotSettings, Dialect, ModelProvider
 from tests.gateway import channel_samples as samples
@@ -129,6 +130,29 @@ def test_a_channel_without_its_secrets_is_incomplete_and_is_left_out(provider: P
     assert (provider.name in said.channels) != bool(lacks)
 
 
+def test_a_name_that_sounds_like_a_secret_hides_the_secret_in_it_and_nothing_else() -> None:
+    peer = {"url": "https://peer.example", "token": SECRET, "outboundToken": f"{SECRET}-too"}
+    a2a = Account(
+        "a2a",
+        "default",
+        True,
+        {"peers": {"token": {"url": "https://peer.example"}}, "exposeAgents": [f"not {SECRET}"]},
+        {"peers.token.token": SECRET, "peers.token.outboundToken": f"{SECRET}-too"},
+    )
+    group = {"groups": {"secret-key": {"systemPrompt": f"Never say {SECRET}, nor {TOKEN['botToken']}."}}}
+    telegram = Account("telegram", "api-token", True, group, TOKEN)
+    said = rendered(samples.NEW, a2a, telegram)
+    assert said["a2a"]["peers"] == {"token": peer}
+    shown = config.redact(said)
+    assert shown["a2a"]["peers"] == {"token": {"url": "https://peer.example", "token": "***", "outboundToken": "***"}}
+    assert shown["a2a"]["exposeAgents"] == ["not ***"]
+    account = shown["telegram"]["accounts"]["api-token"]
+    assert account["botToken"] == "***"
+    assert account["groups"]["secret-key"]["systemPrompt"] == "Never say ***, nor ***."
+    # Words of a block that only sounds secret are hidden nowhere.
+    assert account["dmPolicy"] == said["telegram"]["accounts"]["api-token"]["dmPolicy"]
+
+
 @pytest.mark.parametrize("provider", samples.PROVIDERS, ids=ids)
 def test_no_secret_of_a_channel_is_left_in_a_redacted_configuration(provider: Provider) -> None:
     each = SAMPLES[ids(provider)][0]
@@ -197,6 +221,10 @@ REFUSED = [
     ({"proxy": {"source": "env", "provider": "default", "id": "PATH"}}, ["settings", "proxy"]),
     ({"proxy": "http://name:password@proxy"}, ["settings", "proxy"]),
     ({"apiRoot": "file:///etc/passwd"}, ["settings", "apiRoot"]),
+    *[
+        ({"apiRoot": f"http://{address}"}, ["settings", "apiRoot"])
+        for address in ("ü.example", "h/é", "h/%zz", "h/[x]", "h/#a#b", "h:", "h:0", "h:65536", "[:::1]", "h|", "")
+    ],
     ({"webhookUrl": "https://example.org/hook"}, ["credentials", "webhookSecret"]),
     ({"allowFrom": "*"}, ["settings", "allowFrom"]),
     ({"allowFrom": [True]}, ["settings", "allowFrom", "0"]),
@@ -213,6 +241,15 @@ REFUSED = [
     ({"historyLimit": -1}, ["settings", "historyLimit"]),
     ({"historyLimit": 1.5}, ["settings", "historyLimit"]),
 ]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["h", "127.0.0.1:8081", "h_1.example./bot?x=1&y=", "[::1]:65535/", "[fd00::1]", "h/a%20b?c#d/e?f", "h?a", "h#a"],
+)
+def test_an_address_is_taken(address: str) -> None:
+    telegram = channels.catalogue(samples.NEW)["telegram"]
+    assert channels.refused(telegram, {"apiRoot": f"http://{address}"}, TOKEN) == []
 
 
 @pytest.mark.parametrize(("settings", "path"), REFUSED, ids=[json.dumps(each)[:60] for each, _ in REFUSED])
@@ -342,11 +379,42 @@ def test_an_account_of_whatsapp_does_not_get_the_list_of_another_one() -> None:
 def test_a_channel_that_is_switched_off_leaves_no_secret_in_the_file() -> None:
     off = Account("discord", "default", False, {}, {"token": SECRET})
     for version, dialect in DIALECTS.items():
-        said = channels.render([off], dialect, version)
-        assert (said.channels, said.left_out) == ({}, ())
+        said = channels.render([off, replace(off, account_id="__proto__")], dialect, version)
+        assert SECRET not in str(said.channels)
+        assert said.left_out == ()
     # The old version would restart for a line that comes and goes; the new one would install a package for it.
-    assert channels.render([off], OLD, samples.OLD).plugins == {"entries": {"discord": {"enabled": True}}}
-    assert channels.render([off], NEW, samples.NEW).plugins == {}
+    old = channels.render([off], OLD, samples.OLD)
+    assert old.channels["discord"]["accounts"] == {"default": {"enabled": False, "configWrites": False}}
+    assert old.plugins == {"entries": {"discord": {"enabled": True}}}
+    new = channels.render([off], NEW, samples.NEW)
+    assert (new.channels, new.plugins) == ({}, {})
+
+
+@pytest.mark.parametrize("provider", samples.PROVIDERS, ids=ids)
+def test_a_switch_restarts_nothing_on_either_version(provider: Provider) -> None:
+    version = version_of(provider)
+    dialect = DIALECTS[version]
+    on = next(samples.accounts(provider))
+    off = replace(on, enabled=False, credentials={})
+    before, after = (
+        {"channels": said.channels, "plugins": said.plugins}
+        for said in (channels.render([each], dialect, version) for each in (on, off))
+    )
+    assert before != after
+    assert reloads.needing_restart(before, after, dialect) == []
+    assert reloads.needing_restart(after, before, dialect) == []
+    assert lastgood.holds_more(before, after)
+    assert not lastgood.holds_more(after, before)
+
+
+def test_an_account_that_is_switched_off_is_nobodys_default() -> None:
+    off, work = replace(account({}), enabled=False), Account("telegram", "work", True, {}, TOKEN)
+    said = rendered(samples.NEW, off, work)["telegram"]
+    assert said["defaultAccount"] == "work"
+    assert said["accounts"]["default"] == {"enabled": False, "configWrites": False}
+    lender = Account("whatsapp", "default", True, {"groupAllowFrom": ["1"]}, {})
+    borrower = Account("whatsapp", "work", False, {}, {})
+    assert rendered(samples.OLD, lender, borrower)["whatsapp"]["accounts"]["work"].keys() == {"enabled", "configWrites"}
 
 
 def test_plugins_have_the_lines_that_each_version_needs() -> None:

@@ -60,6 +60,22 @@ async def test_what_is_just_enough_is_accepted(installed: Installation, tmp_path
     await accepted(installed, tmp_path, [samples.minimal(each) for each in known.values() if each.name not in FOREIGN])
 
 
+async def test_what_is_switched_off_is_accepted_alone_and_beside_what_is_not(
+    installed: Installation, tmp_path: Path
+) -> None:
+    known = [each for each in channels.catalogue(installed.version).values() if each.name not in FOREIGN]
+    whole = [next(samples.accounts(each)) for each in known]
+    off = [replace(each, enabled=False, credentials={}) for each in whole]
+    dialect = await check.dialect(installed, install.usual_cache())
+    written = channels.render(off, dialect, installed.version).channels
+    assert written.keys() == {each.name for each in known if each.package is None}
+    await accepted(installed, tmp_path, off)
+    many = {each.name for each in known if channels.account_refused(each, "a1") is None}
+    for first, second in ((whole, off), (off, whole)):
+        beside = [replace(each, account_id="a1") for each in second if each.provider in many]
+        await accepted(installed, tmp_path, [*first, *beside])
+
+
 async def test_bindings_of_every_kind_are_accepted(installed: Installation, tmp_path: Path) -> None:
     rules = [
         Rule(provider, account, kind, peer, priority)

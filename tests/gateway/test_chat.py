@@ -1,24 +1,27 @@
 """What a gateway may answer to a message, and what it may not do to the server that asked."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import anyio
 import pytest
 
 from app.domain.errors import GatewayFailed
+from app.gateway import config
 from app.gateway.chat import Chat
 
 Write = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def gateway(answer: Write) -> AsyncGenerator[int]:
+async def gateway(answer: Write, status: str = "200 OK") -> AsyncGenerator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
+            writer.write(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n".encode())
             await answer(writer)
         writer.close()
 
@@ -27,10 +30,10 @@ async def gateway(answer: Write) -> AsyncGenerator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def ask(answer: Write, folder: Path, timeout: float = 5.0) -> str:
+async def ask(answer: Write, folder: Path, timeout: float = 5.0, status: str = "200 OK") -> str:
     chat = Chat(folder)
     try:
-        async with gateway(answer) as port:
+        async with gateway(answer, status) as port:
             return (await chat(port, "a-token", "hana", "Hello", "ada", timeout)).text
     finally:
         await chat.close()
@@ -71,3 +74,28 @@ async def test_what_is_no_answer_is_a_failure(body: bytes, tmp_path: Path) -> No
 
     with pytest.raises(GatewayFailed):
         await ask(answer, tmp_path)
+
+
+async def refusal(tmp_path: Path) -> str:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"error": {"message": "no such key: tok-0123456789"}}')
+
+    with pytest.raises(GatewayFailed) as refused:
+        await ask(answer, tmp_path, status="500 No")
+    return str(refused.value)
+
+
+async def test_a_refusal_is_told_without_secrets_and_not_at_all_where_the_bot_says_which_there_are(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hana").mkdir()
+    file = tmp_path / "hana" / config.IN_USE
+    assert (await refusal(tmp_path)).endswith("answered with status 500")
+    config.write(file, config.to_text({"gateway": {"auth": {"token": "tok-0123456789"}}}))
+    assert (await refusal(tmp_path)).endswith("answered with status 500: no such key: ***")
+    file.write_text('{"gateway": {"auth": {"token": "tok-of-its-own"}}}')
+    assert (await refusal(tmp_path)).endswith("answered with status 500")
+    file.unlink()
+    os.mkfifo(file)
+    with anyio.fail_after(10):
+        assert (await refusal(tmp_path)).endswith("answered with status 500")

@@ -239,6 +239,67 @@ def test_owners_switch_heartbeat_and_cron_on() -> None:
     assert rendered["cron"] == {"enabled": True}
 
 
+def not_hanas(name: str) -> str | None:
+    return "it is taken" if name in ("telegram", "voice-call") else None
+
+
+def of_a_plugin(name: str = "acme-chat", block: object = None, **plugins: object) -> dict[str, object]:
+    block = {"enabled": True, "team": "t", "rooms": ["a"]} if block is None else block
+    return {"channels": {name: block}, "plugins": {"entries": {name: {"enabled": True}}, **plugins}}
+
+
+def test_a_channel_that_nobody_knows_is_taken_with_its_plugins_switch_and_changes_none_of_ours() -> None:
+    ours = {"telegram": {"enabled": True}}
+    said = settings(overrides=of_a_plugin(), channels=ours, plugins={"entries": ours}, reserved=not_hanas)
+    rendered = config.render(said, NEW)
+    assert rendered["channels"] == of_a_plugin()["channels"] | ours
+    assert rendered["plugins"]["entries"] == {"acme-chat": {"enabled": True}, **ours}
+    assert config.render(settings(overrides=of_a_plugin(), reserved=not_hanas), NEW)["channels"].keys() == {"acme-chat"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "why"),
+    [
+        (of_a_plugin("telegram"), "channels.telegram", "it is taken"),
+        (of_a_plugin("voice-call"), "channels.voice-call", "it is taken"),
+        (of_a_plugin("voice-call"), "plugins.entries.voice-call.enabled", "switched off"),
+        ({"channels": {"acme": {}}}, "channels.acme", "plugins.entries.acme.enabled: true"),
+        (of_a_plugin("acme") | {"channels": {}}, "plugins.entries.acme.enabled", "switched off"),
+        (of_a_plugin("acme", entries={"acme": {"enabled": False}}), "channels.acme", "enabled: true"),
+        (of_a_plugin("acme", entries={"acme": {"enabled": 1}}), "plugins.entries.acme.enabled", "switched off"),
+        (
+            of_a_plugin("acme", entries={"acme": {"enabled": True, "config": {"x": 1}}}),
+            "plugins.entries.acme.config",
+            "section",
+        ),
+        (
+            of_a_plugin("acme", entries={"acme": {"enabled": True}, "other": {"enabled": True}}),
+            "plugins.entries.other.enabled",
+            "switched off",
+        ),
+        (of_a_plugin("defaults"), "channels.defaults", "section"),
+        (of_a_plugin("modelByChannel"), "channels.modelByChannel", "section"),
+        (of_a_plugin("Voice-Call"), "channels.Voice-Call", "section"),
+        (of_a_plugin(" voice-call"), "channels. voice-call", "section"),
+        (of_a_plugin("@acme/chat"), "channels.@acme/chat", "section"),
+        (of_a_plugin("__proto__"), "channels.__proto__", "means something else"),
+        (of_a_plugin("acme", 1), "channels.acme", "object"),
+        (of_a_plugin("acme", {"accounts": {"a": {"botToken": "t"}}}), "channels.acme.accounts.a.botToken", "secret"),
+        (of_a_plugin("acme", {"token": {"source": "file", "id": "/x"}}), "channels.acme.token", "secret"),
+        (of_a_plugin("acme", {"cliPath": "/bin/sh"}), "channels.acme.cliPath", "run a program"),
+        (of_a_plugin("acme", {"serverUrl": "http://x"}), "channels.acme.serverUrl", "run a program"),
+        (of_a_plugin("acme", {"dangerouslyAllowAll": True}), "channels.acme.dangerouslyAllowAll", "weakens"),
+    ],
+)
+def test_of_other_channels_nothing_else_is_taken(overrides: dict[str, object], path: str, why: str) -> None:
+    reasons = dict(config.refused_overrides(overrides, not_hanas))
+    assert why in reasons[path]
+    # Where nobody knows what OpenClaw has, no channel is.
+    assert config.refused_overrides(of_a_plugin())
+    with pytest.raises(ConfigInvalid):
+        config.render(settings(overrides=overrides, reserved=not_hanas), NEW)
+
+
 SECTIONS = st.sampled_from(
     ["agents", "browser", "channels", "cron", "gateway", "logging", "messages", "models", "plugins", "tools", "update"]
 )
@@ -285,6 +346,19 @@ def test_no_secret_is_left_in_a_redacted_configuration(token: str, key: str) -> 
 def test_a_secret_is_known_by_its_name(name: str) -> None:
     for secret in ("se", {"deep": "se"}, ["se"]) if name != "code" else ("se",):
         assert config.redact({"x": [{name: secret}]}) == {"x": [{name: "***"}]}
+
+
+def test_a_bots_own_name_hides_nothing_of_it() -> None:
+    said = settings(
+        agent_id="my-token",
+        providers=[ModelProvider("local", "openai-completions", "http://127.0.0.1:9/v1", "sk-local-key", [])],
+        overrides={"messages": {"responsePrefix": "The key is sk-local-key, the token tok-0123456789."}},
+    )
+    rendered = config.render(said, NEW)
+    redacted = config.redact(rendered)
+    assert redacted["agents"] == rendered["agents"]
+    assert redacted["messages"]["responsePrefix"] == "The key is ***, the token ***."
+    assert redacted["models"]["providers"]["local"]["apiKey"] == "***"
 
 
 SERVICE_ACCOUNT = {
@@ -361,3 +435,8 @@ def leaves(value: object) -> list[str]:
     if isinstance(value, list):
         return [text for part in value for text in leaves(part)]
     return [value] if isinstance(value, str) else []
+
+
+def test_a_configuration_that_nobody_would_read_whole_is_not_rendered() -> None:
+    with pytest.raises(ConfigInvalid, match="longer than 512 KiB"):
+        config.render(settings(overrides={"messages": {"responsePrefix": "x" * 600_000}}), NEW)

@@ -17,6 +17,7 @@ from app.domain.states import PluginStep
 from app.gateway import home, npm, openclaw, plugins, process
 from app.gateway.plugins import Plugin, Plugins
 from tests import fake_openclaw
+from tests.gateway.planted import FENCED, plant, seen
 from tests.journeys.story import is_alive
 
 NEW, NEWER = "2026.9.6", "2026.9.7"
@@ -42,6 +43,11 @@ async def install(known: Plugins, bot: Path, plugin: Plugin, steps: list[PluginS
     await known.install(plugin, bot, uuid4(), tell)
 
 
+def is_at_home(run: dict[str, Any]) -> bool:
+    """It installs into a bot's home, from what was brought into the cache before."""
+    return run["words"][0] == "install" and "npm_config_offline" in run["environ"]
+
+
 async def quiet(step: PluginStep, megabytes: int) -> None:
     pass
 
@@ -52,7 +58,7 @@ async def test_a_plugin_is_installed_once_and_then_costs_no_process(tmp_path: Pa
     assert discord == Plugin("discord", "Discord", "@openclaw/discord", NEW)
     steps: list[PluginStep] = []
     await install(known, bot, discord, steps)
-    assert steps == [PluginStep.ASKING, PluginStep.INSTALLING]
+    assert steps == [PluginStep.ASKING, PluginStep.DOWNLOADING, PluginStep.INSTALLING]
     runs = len(fake_openclaw.npm_runs(wrapper))
     assert await known.missing(bot, DISCORD) == []
     assert fake_openclaw.installed(wrapper, "hana") == [f"@openclaw/discord@{NEW}"]
@@ -170,7 +176,7 @@ async def test_an_installation_that_is_cut_short_leaves_no_process_and_counts_fo
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(known.install, discord, bot, bot_id, quiet)
-            while [run["words"][0] for run in fake_openclaw.npm_runs(wrapper)] != ["view", "view", "install"]:
+            while not any(is_at_home(run) for run in fake_openclaw.npm_runs(wrapper)):
                 await anyio.sleep(0.02)
             assert len(await process.strays(str(bot_id))) >= 2
             tasks.cancel_scope.cancel()
@@ -196,21 +202,111 @@ async def test_npm_is_told_its_own_settings_and_no_secret_of_the_servers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENCRYPTION_KEY", "a-secret-of-the-server")
+    monkeypatch.setenv("NPM_TOKEN", "a-secret-of-npms")
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9/registry")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9/proxy")
     monkeypatch.setenv("NODE_EXTRA_CA_CERTS", "/etc/a-certificate.pem")
     known, wrapper, bot = await made(tmp_path)
     await install(known, bot, *await known.missing(bot, DISCORD))
-    for run in fake_openclaw.npm_runs(wrapper):
-        told = run["environ"]
-        assert "a-secret-of-the-server" not in json.dumps(told)
+    runs = [run["environ"] for run in fake_openclaw.npm_runs(wrapper)]
+    ours = [told for told in runs if "npm_config_offline" not in told]
+    assert len(ours) == 3
+    for told in ours:
         assert told["NPM_CONFIG_REGISTRY"] == "http://127.0.0.1:9/registry"
         assert told["HTTPS_PROXY"] == "http://127.0.0.1:9/proxy"
         assert told["NODE_EXTRA_CA_CERTS"] == "/etc/a-certificate.pem"
+        assert told["npm_config_userconfig"] == str(Path.home() / ".npmrc")
+        assert not Path(told["HOME"]).is_relative_to(bot)
+    theirs = [told for told in runs if "npm_config_offline" in told]
+    assert len(theirs) == 2
+    for told in theirs:
+        # A bot's own code may run there.
+        assert told.keys().isdisjoint({"NPM_TOKEN", "NPM_CONFIG_REGISTRY", "HTTPS_PROXY"})
+        assert told["npm_config_userconfig"] != str(Path.home() / ".npmrc")
+        assert Path(told["npm_config_userconfig"]).is_relative_to(tmp_path / "cache" / "npm")
+    for told in runs:
+        assert "a-secret-of-the-server" not in json.dumps(told)
         assert told["npm_config_cache"] == str(tmp_path / "cache" / "npm" / "cache")
-        assert Path(told["npm_config_userconfig"]).parent != bot / "home"
     gateway = home.environment(bot, known._installation, uuid4(), "nonce")  # pyright: ignore[reportPrivateUsage]
     assert not gateway.keys() & {"NPM_CONFIG_REGISTRY", "HTTPS_PROXY", "npm_config_cache", "npm_config_userconfig"}
+
+
+async def test_a_bot_s_own_code_runs_without_privileges_and_sees_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPM_TOKEN", "a-secret-of-npms")
+    known, wrapper, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    plant(bot)
+    await install(known, bot, discord)
+    told = seen(bot)
+    # OpenClaw's command, and the npm that it starts.
+    assert {one["program"] for one in told} == {str(wrapper), str(wrapper.parent / "npm")}
+    assert all(one["fence"] == FENCED for one in told)
+    assert "a-secret-of-npms" not in json.dumps(told)
+
+
+async def test_a_package_that_one_bot_needed_is_there_for_the_next(tmp_path: Path) -> None:
+    known, wrapper, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    await install(known, bot, discord)
+    home.make(tmp_path / "bela")
+    fake_openclaw.set_faults(wrapper, registry="refused")
+    steps: list[PluginStep] = []
+    await install(known, tmp_path / "bela", discord, steps)
+    assert steps == [PluginStep.INSTALLING]
+
+
+@pytest.mark.parametrize("folder", ["npm", "npm/projects", "state"])
+async def test_nothing_is_installed_through_a_link(folder: str, tmp_path: Path) -> None:
+    known, wrapper, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (bot / folder).parent.mkdir(exist_ok=True)
+    (bot / folder).symlink_to(foreign)
+    with pytest.raises(PluginMissing, match=f"{Path(folder).name} in the bot's home is not a folder of its own"):
+        await install(known, bot, discord)
+    assert list(foreign.iterdir()) == []
+    assert fake_openclaw.npm_runs(wrapper) == []
+
+
+async def test_a_pipe_in_the_place_of_a_bot_s_environment_holds_up_nobody(tmp_path: Path) -> None:
+    known, _, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    os.mkfifo(bot / ".env")
+    with anyio.fail_after(20), pytest.raises(PluginMissing, match=r"\.env in the bot's home is no plain file"):
+        await install(known, bot, discord)
+
+
+async def test_what_the_system_refuses_is_told_in_one_sentence(tmp_path: Path) -> None:
+    known, _, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    (tmp_path / "cache").write_text("no folder")
+    for act in (known.download(discord, quiet), install(known, bot, discord)):
+        with pytest.raises(PluginMissing, match=r"the server's system refuses it \(.+\)\.$"):
+            await act
+
+
+@pytest.mark.parametrize("place", ["\0", "\ud800", "a" * 5000, "home/../../outside", "loop"])
+async def test_a_record_of_any_place_counts_only_within_the_home(place: str, tmp_path: Path) -> None:
+    known, _, bot = await made(tmp_path)
+    (discord,) = await known.missing(bot, DISCORD)
+    await install(known, bot, discord)
+    shutil.move(bot / "npm" / "projects" / "discord" / "node_modules" / "@openclaw" / "discord", tmp_path / "outside")
+    (bot / "loop").symlink_to("loop")
+    records = {"discord": {"resolvedName": discord.package, "installPath": f"{bot}/{place}"}}
+    with sqlite3.connect(bot / "state" / "openclaw.sqlite") as store:
+        said = json.dumps({"index": {"installRecords": records}})
+        store.execute("UPDATE config_machine_state SET value_json = ?", (said,))
+    assert await known.missing(bot, DISCORD) == [discord]
+    # The same words are believed of what lies in the home.
+    shutil.move(tmp_path / "outside", bot / "inside")
+    records["discord"]["installPath"] = f"{bot}/home/../inside"
+    with sqlite3.connect(bot / "state" / "openclaw.sqlite") as store:
+        said = json.dumps({"index": {"installRecords": records}})
+        store.execute("UPDATE config_machine_state SET value_json = ?", (said,))
+    assert await known.missing(bot, DISCORD) == []
 
 
 async def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
@@ -247,6 +343,19 @@ def test_a_setting_that_somebody_gives_npm_wins_however_it_is_written() -> None:
 def test_npm_s_codes_are_said_in_words(code: str, why: str) -> None:
     assert npm.why(f"npm error code {code}\nnpm error request to http://me:secret@host/x failed") == why
     assert npm.why(json.dumps({"error": {"code": code}}, indent=2)) == why
+
+
+def test_the_cache_is_asked_by_the_registries_names_and_nothing_else_is_handed_on() -> None:
+    said = {
+        "cache": "/x",
+        "registry": "http://in.example/npm/",
+        "@acme:registry": "http://acme.example/",
+        "email": "a@b",
+    }
+    written = npm.registries("npm warn something\n" + json.dumps(said, indent=2) + "\n")
+    assert written == 'registry="http://in.example/npm/"\n@acme:registry="http://acme.example/"\n'
+    assert npm.registries("no JSON at all") == ""
+    assert npm.cache_of(npm.environment({"NPM_CONFIG_CACHE": "/elsewhere"}, Path("/cache"))) == "/elsewhere"
 
 
 def test_words_without_a_code_are_kept_to_ourselves() -> None:

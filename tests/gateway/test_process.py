@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from app.domain import errors
-from app.gateway import process
+from app.gateway import process, shim
 from app.gateway.process import BOT_ID, NONCE, Exit, Launch, Process
 
 #: Nothing here takes longer, on a busy machine as well.
@@ -468,6 +468,35 @@ async def test_only_a_plain_file_is_read_as_a_record(tmp_path: Path, make: Calla
     (tmp_path / "run").mkdir()
     make(tmp_path / "run" / "exit.json")
     assert await in_time(process.attach(tmp_path, "n1")) is None
+
+
+async def test_a_forged_exit_is_no_longer_than_a_shim_s(tmp_path: Path, shim_tail: tuple[int, int]) -> None:
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "exit.json"
+    forged = {"nonce": "n1", "at": 1.5, "code": 3, "tail": ["a\0\x1b[1m\n" + "x" * 1_500] * 90}
+    file.write_text(json.dumps(forged))
+    seen = await in_time(process.attach(tmp_path, "n1"))
+    assert isinstance(seen, Exit)
+    assert (len(seen.tail), max(map(len, seen.tail))) == (20, 998)
+    assert seen.tail[0].startswith("a[1m\nxxx")
+    assert shim_tail == (process.TAIL_LINES, process.TAIL_WIDTH)
+    for lie in (
+        {"code": 1 << 40},
+        {"max_rss_kb": 1 << 40},
+        {"signal": "x\0"},
+        {"at": 1e300},
+        {"tail": ["x"] * 100_000},
+    ):
+        file.write_text(json.dumps(forged | lie))
+        assert await in_time(process.attach(tmp_path, "n1")) is None
+
+
+@pytest.fixture
+def shim_tail() -> tuple[int, int]:
+    """How many last lines a shim records, and how many characters of each, from the longest that it can."""
+    longest = "\U0001f600" * shim.TAIL_WIDTH
+    assert len(json.dumps([longest] * shim.TAIL_LINES)) < process.RECORD_MAX - 1_000
+    return shim.TAIL_LINES, shim.TAIL_WIDTH
 
 
 async def test_a_lock_held_by_nobody_we_know_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

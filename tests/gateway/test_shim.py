@@ -426,3 +426,30 @@ def test_a_flood_of_secrets_takes_no_memory(start: Start, tmp_path: Path, fifo: 
     send(shim.fds["pid"], signal.SIGKILL)
     shim.ended()
     assert SECRET not in everything_kept(shim)
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["{'token': '%+' * 4_000_000}", "{'headers': [f'{n:08}' for n in range(42_000)]}", "{'token': '%+\"' * 100_000}"],
+)
+def test_no_configuration_of_a_bot_s_making_holds_its_shim_up(start: Start, tmp_path: Path, made: str) -> None:
+    configure(tmp_path)
+    write = f"import json\nopen('draft', 'w').write(json.dumps({made}))\nos.rename('draft', 'config.json5')\n"
+    shim = start(*python(f"{KNOWING}{write}for n in range(300): print('word', n, secret, flush=True)\nos._exit(3)"))
+    recorded = shim.ended()
+    assert (recorded["code"], recorded["tail"][-1]) == (3, "word 299 ***")
+
+
+def test_a_configuration_of_a_bot_s_making_takes_no_memory(start: Start, tmp_path: Path, fifo: Path) -> None:
+    configure(tmp_path)
+    write = (
+        "import json\nfor made in ({'token': '%+' * 4_000_000}, {'headers': [f'{n:08}' for n in range(42_000)]}):\n"
+        "    open('draft', 'w').write(json.dumps(made))\n    os.rename('draft', 'config.json5')\n"
+        "    print('x' * 70_000, flush=True)\n    print('x' * 70_000, flush=True)\n"
+    )
+    ends = f"open({str(fifo)!r}, 'w').write('done')\nimport time; time.sleep(600)"
+    shim = start(*python(KNOWING + write + ends))
+    assert hear(fifo) == "done"
+    status = Path(f"/proc/{shim.answer['shim_pid']}/status").read_text().splitlines()
+    (most,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert most < 40 * 1024

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.gateway import home, trash
+from tests.stuck import needs_root, stuck
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def removed(base: Path, home: Path) -> None:
     grave = trash.take(base, home)
     assert not os.path.lexists(home)
     if grave is not None:
-        trash.remove(base, grave)
-    assert list((base / ".trash").iterdir()) == []
+        trash.remove(grave)
+    assert trash.graves(base, home.parent) == []
 
 
 def is_untouched(outside: Path) -> bool:
@@ -143,20 +144,37 @@ def test_a_removal_that_takes_too_long_or_is_broken_off_is_ended_later(
     assert grave is not None
     monkeypatch.setattr(trash, "BUDGET", -1.0)
     with pytest.raises(OSError, match="left for later"):
-        trash.remove(tmp_path, grave)
+        trash.remove(grave)
     monkeypatch.undo()
     with pytest.raises(OSError, match="left for later"):
-        trash.remove(tmp_path, grave, lambda: False)
-    assert trash.graves(tmp_path) == [grave]
-    trash.remove(tmp_path, grave)
-    trash.remove(tmp_path, grave)
-    assert trash.graves(tmp_path) == []
+        trash.remove(grave, lambda: False)
+    assert trash.graves(tmp_path, tmp_path / "bots") == [grave]
+    trash.remove(grave)
+    trash.remove(grave)
+    assert trash.graves(tmp_path, tmp_path / "bots") == []
+
+
+@needs_root
+def test_what_cannot_be_removed_keeps_nothing_else_in_the_trash(bot: Path, tmp_path: Path) -> None:
+    (bot / "workspace" / "a" / "b").mkdir(parents=True)
+    for folder in (bot, bot / "workspace", bot / "workspace" / "a", bot / "workspace" / "a" / "b"):
+        for name in ("one", "two", "three"):
+            (folder / name).write_text("secret")
+    with stuck(bot / "workspace" / "a" / "two"):
+        grave = trash.take(tmp_path, bot)
+        assert grave is not None
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                trash.remove(grave)
+            assert [path.name for path in grave.rglob("*") if path.is_file()] == ["two"]
+    trash.remove(grave)
+    assert trash.graves(tmp_path, tmp_path / "bots") == []
 
 
 def test_what_we_did_not_put_into_the_trash_is_nobody_s_to_remove(tmp_path: Path, bot: Path) -> None:
     (tmp_path / ".trash" / "mine").mkdir(parents=True)
     grave = trash.take(tmp_path, bot)
-    assert trash.graves(tmp_path) == [grave]
+    assert trash.graves(tmp_path, tmp_path / "bots") == [grave]
 
 
 def test_a_link_in_the_trash_s_place_is_no_trash(tmp_path: Path, bot: Path, outside: Path) -> None:
@@ -165,23 +183,31 @@ def test_a_link_in_the_trash_s_place_is_no_trash(tmp_path: Path, bot: Path, outs
     with pytest.raises(OSError, match="directory"):
         trash.take(tmp_path, bot)
     with pytest.raises(OSError, match="directory"):
-        trash.graves(tmp_path)
+        trash.graves(tmp_path, tmp_path / "bots")
     assert bot.is_dir()
     assert is_untouched(outside)
 
 
 def test_a_home_that_never_was_is_nothing(tmp_path: Path) -> None:
     assert trash.take(tmp_path, tmp_path / "bots" / "never-was") is None
-    assert trash.graves(tmp_path) == []
+    assert trash.graves(tmp_path, tmp_path / "bots") == []
 
 
-def test_a_home_on_another_disk_is_removed_where_it_is(tmp_path: Path, bot: Path) -> None:
+def test_a_home_on_another_disk_is_moved_aside_there(tmp_path: Path, bot: Path) -> None:
     disk = Path("/dev/shm")
     if not os.access(disk, os.W_OK) or disk.stat().st_dev == tmp_path.stat().st_dev:
         disk = tmp_path  # There is only one; it is removed all the same.
     elsewhere = disk / f"clawnet-{os.getpid()}"
     shutil.copytree(bot, elsewhere / "hana")
     try:
+        if disk != tmp_path:
+            # It is as quick as elsewhere: what is in it is removed afterwards.
+            grave = trash.take(tmp_path, elsewhere / "hana")
+            assert grave is not None
+            assert trash.graves(tmp_path, elsewhere) == [grave]
+            assert (grave / "workspace").is_dir()
+            trash.remove(grave)
+            shutil.copytree(bot, elsewhere / "hana")
         removed(tmp_path, elsewhere / "hana")
     finally:
         shutil.rmtree(elsewhere)

@@ -109,18 +109,28 @@ def load(path: Path, era: Era) -> Config:
     data, unset = replace_variables(written)
     if unset and not new:
         found += [("", f'Missing env var "{name}"') for name in unset]
+    stale: list[tuple[str, str]] = []
     if isinstance(data, dict):
-        found += unknown_channels(found) + cross_checks(data, new)
+        found = reworded(found) + unknown_channels(found) + cross_checks(data, new)
+        stale = stale_channels(found, data) if new else []
+        found = [issue for issue in found if issue not in stale]
     if found:
-        raise Refused(reworded(found))
+        raise Refused(found)
     check_gateway(data, era)
-    return Config(data, raw, warnings(data, new), written)
+    return Config(data, raw, warnings(data, new) + stale, written)
 
 
 def unknown_channels(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """A strange channel is refused by its id; `reworded` drops the plain words about it."""
     names = [name for path, why in found if path == "channels" for name in re.findall(r'"([^"]+)"', why)]
     return [(f"channels.{name}", f"unknown channel id: {name}") for name in names]
+
+
+def stale_channels(found: list[tuple[str, str]], data: dict) -> list[tuple[str, str]]:
+    """New only warns of a strange channel where a plugin that is not there is named as well."""
+    entries = (data.get("plugins") or {}).get("entries") or {}
+    named = set(entries) - BUNDLED_ON_NEW
+    return [issue for issue in found if issue[1].startswith("unknown channel id: ") and issue[0][9:] in named]
 
 
 def reworded(found: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -51,9 +51,12 @@ DEFAULTS: dict[str, Any] = {
     "channels_held": False,  # new: its crash breaker holds them back until channels.start
     "channel_starts_fail": 0,  # new: how many channels.start fail, refused and unsuccessful in turn
     "whatsapp_unreachable": False,  # no code can be had
+    "login_hurries": "",  # a wait for the scan is answered at once: `still` waiting, or with a `fresh` code
     # The npm that comes with it
     "registry": "up",  # or "refused", "lacks" (it has no such package), "silent" (it never answers)
-    "npm_install_s": 0.0,  # how long `npm install` takes
+    "plugin_installs_fail": False,  # `plugins install`, whatever the registry has
+    "npm_download_s": 0.0,  # how long `npm install` takes elsewhere
+    "npm_install_s": 0.0,  # how long `npm install` takes in a bot's home
     "tick_s": 30.0,
     # Which era's traits this version mixes (eras.TRAITS)
     "traits": {},

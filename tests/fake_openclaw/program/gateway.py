@@ -171,7 +171,7 @@ class Gateway:
             request.reply(200, {"sessionKey": run.session.key, "reply": run.reply, "error": run.error})
         elif request.path == "/__fake/login" and request.bearer == self.token:
             self.logins.happens(json.loads(request.body)["event"])
-            request.reply(200, {})
+            request.reply(200, {"waits": self.logins.waits})
         elif request.path == "/__fake/pairing" and request.bearer == self.token:
             # Somebody asks to be let in: {channel, account?, peer, name?}.
             said = json.loads(request.body)

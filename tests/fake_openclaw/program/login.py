@@ -35,6 +35,7 @@ class Logins:
         self._news = threading.Condition()
         self._codes: list[str] = []
         self._over = ""
+        self.waits = 0
 
     @property
     def is_linked(self) -> bool:
@@ -55,8 +56,12 @@ class Logins:
             return {"qrDataUrl": self._codes[-1], "message": SCAN}
 
     def wait(self, seconds: float, known: str | None) -> dict:
-        end = time.monotonic() + max(1.0, seconds)
+        hurry = self._faults.login_hurries
+        end = time.monotonic() + (0 if hurry else max(1.0, seconds))
+        if hurry == "fresh":
+            self.happens("refresh")
         with self._news:
+            self.waits += 1
             while True:
                 if not self._codes:
                     return {"connected": False, "message": "No active WhatsApp login in progress."}

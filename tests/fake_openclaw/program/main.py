@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import config, ledger, process
+from . import config, dotenv, ledger, process
 from .eras import Era
 from .errors import Planned
 from .faults import Faults
@@ -77,6 +77,7 @@ class Program:
         return 0
 
     def validate(self) -> int:
+        dotenv.load(self.home)
         path = str(self.config_path)
         try:
             accepted = config.load(self.config_path, self.era)
@@ -95,8 +96,11 @@ class Program:
         """`plugins install npm:@openclaw/discord@2026.9.6 --force`."""
         from . import plugins
 
+        dotenv.load(self.home)
         ledger.note(self.install / "plugins.log", home=str(self.home), words=words, environ=dict(os.environ))
         try:
+            if self.faults.plugin_installs_fail:
+                raise plugins.Failed("npm error code ENOTCACHED")
             config.load(self.config_path, self.era)
             self.output.plain(plugins.install(self.home, self.config_path, words[0]))
         except (config.Missing, config.Refused, plugins.Failed) as error:
