@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from app import vault
 from app.db import embedded, migrate
 from app.db.engine import DB
 from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch, SettingsError, Unavailable
-from app.gateway import install, openclaw, overrides, plugins
+from app.gateway import install, openclaw, overrides, plugins, reserved
 from app.gateway.candidate import Candidates
 from app.gateway.channel_rules import InstalledRules
 from app.gateway.chat import Chat
@@ -74,16 +75,16 @@ Say = Callable[[str], None]
 class Readiness:
     """Whether the server can do its work, and why not."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, opened: vault.Vault) -> None:
         self._supervisor = supervisor
+        self._vault = opened
         self.is_draining = False
 
     async def failing(self) -> dict[str, str]:
         found: dict[str, str] = {}
         if self.is_draining:
             found["server"] = "the server is shutting down"
-        if reason := await _database_trouble():
-            found["database"] = reason
+        found |= await _database_failing(self._vault)
         if self._supervisor.failing:
             found["supervisor"] = self._supervisor.failing
         return found
@@ -94,15 +95,15 @@ class Readiness:
         return self._supervisor.standby
 
 
-async def _database_trouble() -> str | None:
+async def _database_failing(opened: vault.Vault) -> dict[str, str]:
     try:
         with anyio.fail_after(DATABASE_PATIENCE):
-            await DB.fetch("SELECT 1")
+            trouble = await keys.trouble(opened)
     except TimeoutError:
-        return f"the database did not answer within {DATABASE_PATIENCE:g} s"
+        return {"database": f"the database did not answer within {DATABASE_PATIENCE:g} s"}
     except ClawNetError as error:
-        return str(error)
-    return None
+        return {"database": str(error)}
+    return {"keys": trouble} if trouble else {}
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ async def running(
         tasks.start_soon(services.rotations.run)
         tasks.start_soon(supervisor.run)
         tasks.start_soon(_warm, finder)
-        readiness = Readiness(supervisor)
+        readiness = Readiness(supervisor, opened)
         doors = Doors(create_app(services, readiness, settings.clawnet_allowed_origins), services.limits)
         yield Running(doors, hub, supervisor, readiness, services.connections, doors, token)
         if settings.clawnet_shutdown == "stop":
@@ -344,16 +345,20 @@ def _services(
 ) -> Services:
     homes = settings.openclaw_base_path / "bots"
 
-    async def config_rules() -> tuple[Checker, Dialect]:
+    async def config_rules() -> tuple[Checker, Dialect, overrides.Reserved]:
         found = await finder.get()
-        return found.checker, found.dialect
+        return found.checker, found.dialect, partial(reserved.why, found.installation)
 
+    def why_reserved(name: str) -> str | None:
+        return reserved.why(finder.installation, name)
+
+    candidates = Candidates(config_rules, homes)
     bots = Bots(
         recorder,
         hub,
         supervisor.wake,
-        overrides.refused_overrides,
-        Candidates(config_rules, homes),
+        partial(overrides.refused_overrides, reserved=why_reserved),
+        candidates,
         settings.clawnet_node,
         settings.openclaw_max_bots,
     )
@@ -386,6 +391,7 @@ def _services(
         rotations=Rotations(opened, hub.wake, settings.clawnet_key_rotation_wait),
         pairings=Pairings(opened, channels, GatewayPairings(homes), supervisor.is_here),
         logins=Logins(opened, channels, recorder, GatewayLogins(homes), supervisor.is_here),
+        models_tried=candidates.models,
     )
 
 

@@ -64,7 +64,7 @@ async def _login(logins: Logins, channel_id: UUID) -> None:
 def _show(step: LoginStep) -> None:
     match step.state:
         case ChannelLoginState.CODE if step.code:
-            print("\n".join(qr.lines(step.code)))
+            print("\n".join(qr.lines(step.code, sys.stdout.encoding)))
             left = step.code_ends_at and round((step.code_ends_at - datetime.now(UTC)).total_seconds())
             _say(f"scan it with the app of the account{f'; it ends in {left} s' if left else ''}")
         case ChannelLoginState.LINKED:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from app.domain.errors import GatewayFailed
 
-#: Most pixels of a picture's side; codes are far smaller.
-MAX_SIDE = 4096
+#: Most pixels of a picture's side, and most bytes of all: codes have fewer, and so many take Python a second.
+MAX_SIDE, MAX_BYTES = 1024, 1024 * 1024
+#: Bits of a sample that PNG and this module know.
+_DEPTHS = (1, 2, 4, 8)
 #: Modules of white that a phone needs around a code.
 QUIET = 2
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -21,10 +23,15 @@ _MARK = 7
 #: Upper and lower half: is it light? What is light is printed, and the colours see to the rest.
 _BLOCKS = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}
 _COLOURS, _PLAIN = "\x1b[97;40m", "\x1b[0m"
+#: A module each, for terminals that have no blocks; two blanks are about a square.
+_LIGHT, _DARK = "\x1b[107m  ", "\x1b[40m  "
 
 
-def lines(url: str) -> list[str]:
+def lines(url: str, encoding: str = "utf-8") -> list[str]:
     """The code of a `data:image/png;base64,` URL, white on black whatever the terminal's colours are.
+
+    Args:
+        encoding: The terminal's; one that cannot show half blocks gets blanks on colours, four times as large.
 
     Raises:
         GatewayFailed: It is no picture of a code.
@@ -33,18 +40,37 @@ def lines(url: str) -> list[str]:
         rows = _modules(_dark_pixels(base64.b64decode(url.partition(",")[2], validate=True)))
     except (ValueError, IndexError, KeyError, StopIteration, struct.error, binascii.Error, zlib.error) as error:
         raise GatewayFailed("the code that the gateway gave cannot be shown here; use the API for it") from error
+    if not _has_blocks(encoding):
+        return [f"{line}{_PLAIN}" for line in blanks(rows)]
     return [f"{_COLOURS}{line}{_PLAIN}" for line in half_blocks(rows)]
+
+
+def _has_blocks(encoding: str) -> bool:
+    try:
+        "".join(_BLOCKS.values()).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def blanks(rows: list[list[bool]]) -> Iterator[str]:
+    """One row of modules a line, in ASCII, with white around them; True is dark."""
+    for row in _padded(rows):
+        yield "".join(_DARK if it else _LIGHT for it in row)
 
 
 def half_blocks(rows: list[list[bool]]) -> Iterator[str]:
     """Two rows of modules a line, with white around them; True is dark."""
-    side = len(rows[0]) + 2 * QUIET
-    around = [[False] * side] * QUIET
-    padded = [*around, *([False] * QUIET + row + [False] * QUIET for row in rows), *around]
+    padded = _padded(rows)
     if len(padded) % 2:
-        padded.append([False] * side)
+        padded.append([False] * len(padded[0]))
     for upper, lower in zip(padded[::2], padded[1::2], strict=True):
         yield "".join(_BLOCKS[not a, not b] for a, b in zip(upper, lower, strict=True))
+
+
+def _padded(rows: list[list[bool]]) -> list[list[bool]]:
+    around = [[False] * (len(rows[0]) + 2 * QUIET)] * QUIET
+    return [*around, *([False] * QUIET + row + [False] * QUIET for row in rows), *around]
 
 
 def _modules(pixels: list[list[bool]]) -> list[list[bool]]:
@@ -66,9 +92,11 @@ def _dark_pixels(png: bytes) -> list[list[bool]]:
     for name, data in _chunks(png):
         chunks[name] = chunks.get(name, b"") + data
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE) or interlaced or (depth != 8 and _SAMPLES[colour] != 1):
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE) or interlaced or depth not in _DEPTHS:
         raise ValueError("it is no picture that is understood")
     stride = (width * depth * _SAMPLES[colour] + 7) // 8
+    if (depth != 8 and _SAMPLES[colour] != 1) or (stride + 1) * height > MAX_BYTES:
+        raise ValueError("it is no picture that is understood")
     raw = zlib.decompressobj().decompress(chunks[b"IDAT"], (stride + 1) * height)
     rows = _unfiltered(raw, height, stride, max(1, depth * _SAMPLES[colour] // 8))
     palette = chunks.get(b"PLTE", b"")

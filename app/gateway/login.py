@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from app.domain.errors import GatewayFailed
 from app.domain.ports import LoginStep, Running
 from app.domain.states import ChannelLoginState
@@ -21,12 +23,16 @@ START, WAIT, LOGOUT = "web.login.start", "web.login.wait", "channels.logout"
 OLD_PROTOCOL = 3
 #: Seconds the gateway has to get a code, and that one wait for the scan lasts; the connection has some more.
 CODE_WITHIN, WAIT_FOR, GRACE = 30.0, 20.0, 15.0
-#: Shortest wait the gateway knows, in seconds.
+#: Shortest wait the gateway knows, in seconds; one that answers sooner is not asked sooner.
 LEAST_WAIT = 1.0
 #: Seconds WhatsApp's codes live, as the library in OpenClaw has it: the first of a row, and each that follows.
 FIRST_LIFE, NEXT_LIFE = timedelta(seconds=60), timedelta(seconds=20)
 #: Rows of codes that are asked for before nobody is thought to be there; one takes about three minutes.
 ROWS = 5
+#: Most codes of a row that are handed on; WhatsApp gives six.
+MAX_CODES = 10
+#: Seconds a login may take in all, whatever the gateway answers.
+LONGEST = 20 * 60.0
 #: Longest code that is handed on, in characters; new OpenClaw takes back none that is longer.
 MAX_CODE = 16 * 1024
 
@@ -81,6 +87,8 @@ class _Row:
         self._session: dict[str, str] = {}
         self._code = ""
         self._ends_at: datetime | None = None
+        self._deadline = anyio.current_time() + LONGEST
+        self._asks_at = 0.0
 
     async def is_to_be_linked(self) -> bool:
         """The account is not linked; one whose provider ended that is made to forget it.
@@ -111,12 +119,17 @@ class _Row:
         if not self._take(answer, None if _SHOWN_BEFORE.search(_said(answer)) else FIRST_LIFE):
             raise GatewayFailed(_NO_CODE)
         yield self._step()
-        while True:
+        codes = 1
+        while anyio.current_time() < self._deadline:
             answer = await self._wait()
             if _is_linked(answer):
                 yield LoginStep(ChannelLoginState.LINKED)
                 return
             if self._take(answer, NEXT_LIFE):
+                codes += 1
+                if codes > MAX_CODES:
+                    yield LoginStep(ChannelLoginState.WAITING)
+                    return
                 yield self._step()
             elif not _WAITING.search(_said(answer)):
                 if not _OVER.search(_said(answer)):
@@ -127,8 +140,11 @@ class _Row:
                 # Old OpenClaw keeps the codes that follow the first to itself, until the row is over.
                 self._ends_at = None
                 yield LoginStep(ChannelLoginState.WAITING)
+        raise GatewayFailed(_NOBODY)
 
     async def _wait(self) -> dict[str, Any]:
+        await anyio.sleep_until(self._asks_at)
+        self._asks_at = anyio.current_time() + LEAST_WAIT
         left = WAIT_FOR if self._ends_at is None else (self._ends_at - datetime.now(UTC)).total_seconds()
         for_ = max(LEAST_WAIT, min(WAIT_FOR, left))
         params: dict[str, Any] = {"timeoutMs": int(for_ * 1000)}

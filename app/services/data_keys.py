@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
 
 from app.db.engine import DB
 from app.domain.errors import Conflict
@@ -9,6 +12,9 @@ from app.services import audit, keys, sealed_rows
 
 #: How long a key is kept after the last secret left it.
 KEPT_DAYS = 30
+
+_COLUMNS = "key_id, state, kek_id, created_at, retired_at"
+_OLD = "state = 'retired' AND retired_at <= now() - $1::interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,16 @@ class Key:
 
 async def versions() -> list[Key]:
     """The data keys, the oldest first."""
-    rows = await DB.fetch("SELECT key_id, state, kek_id, created_at, retired_at FROM keyring ORDER BY key_id")
+    rows = await DB.fetch(f"SELECT {_COLUMNS} FROM keyring ORDER BY key_id")
     counted = {column.table: await sealed_rows.count(column) for column in keys.SEALED}
     return [
-        Key(
-            r["key_id"], r["state"], bytes(r["kek_id"]), r["created_at"], r["retired_at"],
-            {table: found[r["key_id"]] for table, found in counted.items() if r["key_id"] in found},
-        )
-        for r in rows
-    ]  # fmt: skip
+        _key(row, {table: found[row["key_id"]] for table, found in counted.items() if row["key_id"] in found})
+        for row in rows
+    ]
+
+
+def _key(row: dict[str, Any], counts: dict[str, int]) -> Key:
+    return Key(row["key_id"], row["state"], bytes(row["kek_id"]), row["created_at"], row["retired_at"], counts)
 
 
 async def prune(days: int = KEPT_DAYS) -> list[Key]:
@@ -44,20 +51,33 @@ async def prune(days: int = KEPT_DAYS) -> list[Key]:
     Raises:
         Conflict: A row needs one of them all the same.
     """
-    async with DB.transaction():
-        await keys.hold()
-        rows = await DB.fetch(
-            "SELECT key_id FROM keyring WHERE state = 'retired' AND retired_at <= now() - $1::interval",
-            timedelta(days=days),
-        )
-        old = {row["key_id"] for row in rows}
-        if not old:
-            return []
-        await _require_unused(old)
-        gone = [key for key in await versions() if key.key_id in old]
-        await DB.fetch("DELETE FROM keyring WHERE key_id = ANY($1::int[])", list(old))
-        await audit.note("keysPrune", keys=sorted(old))
-    return gone
+    rows = await DB.fetch(f"SELECT {_COLUMNS} FROM keyring WHERE {_OLD} ORDER BY key_id", timedelta(days=days))
+    old = {row["key_id"] for row in rows}
+    if not old:
+        return []
+    # This reads every sealed value, so nothing is locked meanwhile: what is written after it was read has its foreign
+    # key, and a retired key never comes back into use.
+    await _require_unused(old)
+    await _delete(old)
+    return [_key(row, {}) for row in rows]
+
+
+async def _delete(old: set[int]) -> None:
+    try:
+        async with DB.transaction():
+            await keys.hold()
+            rows = await DB.fetch("DELETE FROM keyring WHERE key_id = ANY($1::int[]) RETURNING key_id", list(old))
+            if len(rows) != len(old):
+                raise Conflict("somebody else deletes keys at this moment")
+            await audit.note("keysPrune", keys=sorted(old))
+    except (
+        asyncpg.ForeignKeyViolationError,
+        asyncpg.RestrictViolationError,
+    ) as error:  # before PostgreSQL 18, and since
+        raise Conflict(
+            "still needed: a row was written with one of them a moment ago; nothing was deleted. "
+            "Change the key again first"
+        ) from error
 
 
 async def _require_unused(old: set[int]) -> None:

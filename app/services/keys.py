@@ -1,12 +1,14 @@
 """The keyring in the database, opened once at start, and secrets put into and read from rows."""
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
 import anyio
 import anyio.to_thread
+import asyncpg
 import structlog
 
 from app import vault
@@ -17,6 +19,7 @@ from app.domain.errors import (
     KeyUnavailable,
     SecretError,
     SettingsError,
+    Unavailable,
 )
 from app.log import barrier
 from app.services import audit
@@ -68,6 +71,11 @@ SEALED = (
     SealedColumn("model_provider", "api_key", "api_key_key_id", MODEL_PROVIDER, path="'api_key'"),
     SealedColumn("channel", "credentials", "credentials_key_id", BOT_CHANNEL, path="provider", is_json=True),
 )
+#: Why nothing is sealed where an older database was put in this one's place.
+_LOST = "the database's keyring lacks the key of this server, which seals nothing until it is started again"
+
+#: Foreign keys to the keyring: a row names a key that is there, and that key stays.
+_OF_THE_RING = {f"{column.table}_keyring" for column in SEALED}
 
 _RING = "SELECT key_id, state, kek_id, nonce, wrapped FROM keyring ORDER BY key_id"
 # Every column there is: a backup is also made of a database that an older version left, which has fewer.
@@ -124,7 +132,34 @@ async def hold() -> None:
 
 async def refresh(opened: Vault) -> None:
     """Takes in what another process changed in the keyring."""
-    opened.renew(await ring())
+    # A look may be older than what another one has taken in already; the next is not.
+    for _ in range(2):
+        if opened.renew(await ring()):
+            return
+    opened.trouble = _LOST
+
+
+async def trouble(opened: Vault) -> str | None:
+    """Why the keyring in memory is not the database's, after a look at that."""
+    with suppress(SettingsError):
+        await refresh(opened)
+    return opened.trouble
+
+
+@asynccontextmanager
+async def sealing(opened: Vault) -> AsyncGenerator[None, None]:
+    """Around whatever writes sealed values: their key may have left the keyring since this process looked at it.
+
+    Raises:
+        Unavailable: It has. Where that helps, the next try has the new one.
+    """
+    try:
+        yield
+    except asyncpg.ForeignKeyViolationError as error:
+        if getattr(error, "constraint_name", None) not in _OF_THE_RING:
+            raise
+        why = await trouble(opened) or "the key that this was encrypted with is gone; try again"
+        raise Unavailable(why) from error
 
 
 async def watch(opened: Vault) -> None:

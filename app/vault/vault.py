@@ -4,17 +4,22 @@ import hmac
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-from app.domain.errors import CiphertextTampered, SettingsError
+from app.domain.errors import CiphertextTampered, KeyMismatch, SettingsError, Unavailable
 from app.vault import cn1, keyring
 from app.vault.keyring import Installation, WrappedFingerprintKey, WrappedKey
 from app.vault.masterkey import KDF_RAW, KDF_SCRYPT, MasterKey
 from app.vault.values import Place, Sealed, Secret
 
+#: Why nothing is sealed: it would be lost with the next change of keys, or is already.
+_REKEYED = "the master key was changed; this server seals nothing until it is started again with the new ENCRYPTION_KEY"
+_UNUSABLE = "the database's keyring cannot be used; this server seals nothing until it is restored from a backup"
+
 
 class Vault:
     """Seals with the active data key and opens with any that the keyring holds.
 
-    It lives as long as its process, and takes in what others change in the keyring (`renew`).
+    It lives as long as its process, and takes in what others change in the keyring (`renew`). Once that fails it only
+    opens.
 
     Args:
         wrapping: The key that wraps the others; without it the keyring stays as it is.
@@ -31,6 +36,8 @@ class Vault:
     ) -> None:
         self.install_id = install_id
         self.active_key_id = active_key_id
+        #: Why the keyring in memory is not the database's; None while it is, as far as anybody looked.
+        self.trouble: str | None = None
         self._keys = dict(keys)
         self._wrapping = wrapping
         self._fingerprint_key = fingerprint_key
@@ -44,6 +51,9 @@ class Vault:
         return f"Vault(install_id={self.install_id!r}, keys={sorted(self._keys)}, active={self.active_key_id})"
 
     def seal(self, secret: str | bytes | Secret, place: Place) -> Sealed:
+        """Raises `Unavailable` while the keyring in memory is not the database's."""
+        if self.trouble:
+            raise Unavailable(self.trouble)
         key_id = self.active_key_id
         plain = secret if isinstance(secret, Secret) else Secret(secret)
         return cn1.encrypt(plain.reveal_bytes(), key_id, self._keys[key_id], self.install_id, place)
@@ -85,14 +95,26 @@ class Vault:
         """A fresh data key for the keyring; this vault knows it once it was renewed with the row."""
         return keyring.new_key(self._wrapping, key_id, self.install_id)
 
-    def renew(self, rows: Iterable[WrappedKey]) -> None:
-        """Takes in the keyring as it is now.
+    def renew(self, rows: Iterable[WrappedKey]) -> bool:
+        """Takes in the keyring as it is now; whether the key that seals is in it.
 
         Raises:
             KeyMismatch: Another master key wraps it by now. What this vault knows it can still open.
             SettingsError: The keyring is not one that this version can use.
         """
         rows = list(rows)
+        try:
+            self._take(rows)
+        except KeyMismatch:
+            self.trouble = _REKEYED
+            raise
+        except SettingsError:
+            self.trouble = _UNUSABLE
+            raise
+        self.trouble = None
+        return any(row.key_id == self.active_key_id for row in rows)
+
+    def _take(self, rows: list[WrappedKey]) -> None:
         keyring.require_same(rows, self.kek_id)
         active = keyring.active(rows)
         fresh = [row for row in rows if row.key_id not in self._keys]

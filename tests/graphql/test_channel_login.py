@@ -1,7 +1,11 @@
 """Linking a WhatsApp channel by a code: who is shown it, until when, and how it ends."""
 
+import base64
 import json
+import struct
 import sys
+import time
+import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +17,10 @@ import pytest
 
 from app.commands import qr
 from app.db.engine import DB
+from app.domain.errors import GatewayFailed
 from app.domain.states import TokenScope, UserRole
 from app.gateway import login
+from app.services import logins
 from tests import fake_openclaw
 from tests.fake_openclaw.program.login import SIZE, matrix, picture
 from tests.graphql.people import ALL, Caller, house, person
@@ -42,10 +48,15 @@ class Phone:
         self._url = f"http://127.0.0.1:{port}/__fake/login"
         self._token = json.loads((home / "config.json5").read_text())["gateway"]["auth"]["token"]
 
-    async def does(self, event: str) -> None:
+    async def does(self, event: str) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False) as client:
             headers = {"authorization": f"Bearer {self._token}"}
-            (await client.post(self._url, json={"event": event}, headers=headers)).raise_for_status()
+            answer = (await client.post(self._url, json={"event": event}, headers=headers)).raise_for_status()
+        return answer.json()
+
+    async def was_asked(self) -> int:
+        """How often somebody waited for a scan."""
+        return (await self.does("nothing"))["waits"]
 
 
 async def channel_on(api: Caller, bot: dict[str, Any], provider: str = "whatsapp", **more: Any) -> str:
@@ -254,3 +265,91 @@ def test_a_picture_becomes_the_modules_it_was_drawn_from(seed: int) -> None:
     shown = [line.removeprefix("\x1b[97;40m").removesuffix("\x1b[0m") for line in qr.lines(picture(rows))]
     assert shown == expected
     assert len(shown[0]) == SIZE + 2 * qr.QUIET
+
+
+@pytest.mark.parametrize("form", [(3400, 3400, 8, 0), (4096, 4096, 1, 0), (1024, 1024, 8, 6), (1024, 1, 255, 0)])
+def test_a_picture_too_large_for_a_code_is_refused_before_it_is_unpacked(form: tuple[int, int, int, int]) -> None:
+    width, height, depth, _ = form
+    row = b"\4" + bytes(min(width * depth // 8, 4096))
+    # It packs well: what is long to look at is short to send.
+    began = time.process_time()
+    with pytest.raises(GatewayFailed, match="cannot be shown here"):
+        qr.lines(drawn(*form, row * height))
+    assert time.process_time() - began < 1
+
+
+def test_the_largest_picture_that_is_taken_is_not_long_to_read() -> None:
+    began = time.process_time()
+    with pytest.raises(GatewayFailed):
+        qr.lines(drawn(1023, 1024, 8, 0, (b"\4" + bytes(1023)) * 1024))
+    assert time.process_time() - began < 10
+
+
+def drawn(width: int, height: int, depth: int, colour: int, data: bytes) -> str:
+    parts = (
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0),
+        b"IDAT" + zlib.compress(data),
+        b"IEND",
+    )
+    body = b"".join(struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in parts)
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "no such one"])
+def test_a_terminal_without_blocks_gets_colours(encoding: str) -> None:
+    rows = matrix(1)
+    shown = [line.removesuffix("\x1b[0m") for line in qr.lines(picture(rows), encoding)]
+    assert all(line.isascii() for line in shown)
+    modules = [[part.startswith("40m") for part in line.split("\x1b[")[1:]] for line in shown]
+    inside = [row[qr.QUIET : -qr.QUIET] for row in modules[qr.QUIET : -qr.QUIET]]
+    assert inside == rows
+    assert sum(map(sum, modules)) == sum(map(sum, rows))
+
+
+async def test_a_gateway_that_answers_at_once_is_asked_once_a_second(database: dict[str, Any], tmp_path: Path) -> None:
+    async with linkable(database, tmp_path, login_hurries="still") as (api, _, channel, phone):
+        async with api.listen(LOGIN, id=channel) as heard:
+            await next_of(heard, "CODE")
+            began = time.monotonic()
+            await anyio.sleep(1.5)
+            await phone.does("scan")
+            await next_of(heard, "LINKED")
+            assert await phone.was_asked() <= time.monotonic() - began + 2
+
+
+async def test_a_gateway_that_never_ends_giving_codes_is_left(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "LEAST_WAIT", 0.01)
+    monkeypatch.setattr(login, "ROWS", 2)
+    async with linkable(database, tmp_path, login_hurries="fresh") as (api, _, channel, _):
+        states = list[str]()
+        async with api.listen(LOGIN, id=channel) as heard:
+            while "FAILED" not in states:
+                states.append((await heard.until(lambda _: True))["state"])
+        row = ["WAITING", *["CODE"] * login.MAX_CODES]
+        assert states == [*row, *row, "WAITING", "FAILED"]
+
+
+async def test_a_login_that_takes_too_long_ends(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login, "LEAST_WAIT", 0.01)
+    monkeypatch.setattr(login, "LONGEST", 0.3)
+    async with linkable(database, tmp_path, login_hurries="still") as (api, _, channel, _):
+        error = await refused(api, channel)
+        assert (error["code"], "begin anew" in error["message"]) == ("GATEWAY_FAILED", True)
+
+
+@pytest.mark.parametrize(("limit", "who"), [("you are linking", "one"), ("of this bot", "two")])
+async def test_only_so_many_logins_are_under_way_at_a_time(
+    limit: str, who: str, database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logins, "MAX_AT_ONCE", 1)
+    async with linkable(database, tmp_path) as (api, bot, channel, _):
+        second = await channel_on(api, bot, accountId="second")
+        other = await person(api, "Arno", UserRole.ADMIN) if who == "two" else api
+        async with api.listen(LOGIN, id=channel) as heard:
+            await next_of(heard, "CODE")
+            error = await refused(other, second)
+            assert (error["code"], limit in error["message"]) == ("LIMIT_REACHED", True)

@@ -200,13 +200,14 @@ async def test_nothing_else_of_a_bot_is_written_under_an_old_lease() -> None:
         return [await DB.fetch(f"SELECT * FROM {table}") for table in ("bot", "bot_process", "bot_run", "room_event")]
 
     before = await everything()
+    (row,) = await DB.fetch("SELECT owner FROM bot")
     for write in (
         processes.load(mine, bot),
         processes.note(mine, bot, memory_bytes=1),
         processes.claim_port(mine, bot, 18_789),
         recorder.phase(mine, bot, "checking"),
-        recorder.adopted(mine, bot, 1),
-        recorder.config_refused(mine, bot, 1, "no"),
+        recorder.adopted(mine, bot, 1, is_active=True),
+        recorder.config_refused(mine, bot, row["owner"], 1, "no"),
         recorder.delete(mine, bot),
     ):
         with pytest.raises(LeaseLost):

@@ -32,7 +32,8 @@ class BotMutations:
         vault, viewer, row_id = info.context.services.vault, info.context.caller, new_id()
         token = vault.seal(secrets.token_urlsafe(32), keys.gateway_token_place(row_id))
         draft = Draft(settings=_settings(input), agent_id=input.agent_id, start=input.start)
-        bot = await info.context.services.bots.create(viewer, draft, token, row_id, vault.active_key_id)
+        async with keys.sealing(vault):
+            bot = await info.context.services.bots.create(viewer, draft, token, row_id, vault.active_key_id)
         return payloads.BotCreatePayload(bot=Bot.from_row(bot, viewer))
 
     @mutation(
@@ -54,8 +55,8 @@ class BotMutations:
     async def bot_delete(self, info: Info, input: Annotated[inputs.BotDeleteInput, INPUT]) -> payloads.BotDeletePayload:
         bot_id = node.require(input.bot_id, "Bot", "botId")
         gone = await info.context.services.bots.delete(info.context.caller, bot_id)
-        if not await info.context.services.bots.gone(bot_id):
-            raise GatewayFailed("the bot's process has not ended yet; the bot is deleted as soon as it has", "botId")
+        if why := await info.context.services.bots.gone(bot_id):
+            raise GatewayFailed(f"the bot is not deleted yet, and this goes on by itself: {why}", "botId")
         return payloads.BotDeletePayload(
             deleted_bot_id=input.bot_id, deleted_channel_count=gone.channels, deleted_binding_count=gone.bindings
         )

@@ -18,7 +18,7 @@ from app.graphql.types import node
 from app.graphql.types.binding import Binding
 from app.graphql.types.bot import Bot
 from app.graphql.types.channel import Channel
-from app.services import audit, bindings, channels, roster
+from app.services import audit, bindings, channels, keys, roster
 
 
 @strawberry.type
@@ -42,7 +42,8 @@ class ChannelMutations:
             enabled=input.enabled,
             settings=input.settings,
         )
-        row = await service.create(viewer, draft, sealed)
+        async with keys.sealing(info.context.services.vault):
+            row = await service.create(viewer, draft, sealed)
         return payloads.ChannelCreatePayload(channel=Channel.from_row(row, info.context.services))
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Changes a channel; what is absent stays. The process connects anew.")
@@ -64,7 +65,8 @@ class ChannelMutations:
         # What a secret is sealed for has the provider's name in it.
         provider = await service.provider_of(viewer, channel_id)
         sealed = credentials.sealed(info.context, provider, channel_id, input.credentials)
-        row = await service.set_credentials(viewer, channel_id, sealed)
+        async with keys.sealing(info.context.services.vault):
+            row = await service.set_credentials(viewer, channel_id, sealed)
         return payloads.ChannelCredentialsSetPayload(channel=Channel.from_row(row, info.context.services))
 
     @mutation(Rule.OWNED, TokenScope.FLEET_WRITE, "Closes and deletes a channel with its bindings.")
@@ -110,8 +112,10 @@ def _match(input: inputs.BindingCreateInput | inputs.BindingUpdateInput) -> bind
     )
 
 
-async def _bot(context: Context, bot_id: UUID) -> Bot:
-    return Bot.from_row(await roster.require(context.caller, bot_id), context.caller)
+async def _bot(context: Context, bot_id: UUID) -> Bot | None:
+    """What it hung on; None where that was deleted meanwhile, which takes nothing from what was done."""
+    row = await roster.get(context.caller, bot_id)
+    return Bot.from_row(row, context.caller) if row else None
 
 
 async def _require_scope(context: Context, bot_id: str) -> None:

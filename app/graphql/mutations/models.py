@@ -27,8 +27,11 @@ class ModelMutations:
         self, info: Info, input: Annotated[inputs.ModelProviderSaveInput, INPUT]
     ) -> payloads.ModelProviderSavePayload:
         identity = new_id() if input.id is None else node.require(input.id, "ModelProvider", "id")
-        vault, viewer = info.context.services.vault, info.context.caller
+        services, viewer = info.context.services, info.context.caller
+        vault = services.vault
         key = input.api_key if input.api_key is not strawberry.UNSET else None
+        # Of the same moment: the active key may be another one by the time it is written.
+        key_id = vault.active_key_id
         sealed = vault.seal(_checked_key(key), keys.provider_place(identity)) if key is not None else None
         draft = models.Draft(
             id=None if input.id is None else identity,
@@ -39,7 +42,9 @@ class ModelMutations:
             shared=input.shared,
             keeps_key=input.api_key is strawberry.UNSET,
         )
-        await models.save(viewer, info.context.services.wake, draft, sealed, vault.active_key_id, identity)
+        await models.try_models(viewer, draft, services.models_tried)
+        async with keys.sealing(vault):
+            await models.save(viewer, services.wake, draft, sealed, key_id, identity)
         provider = await models.get(viewer, identity)
         return payloads.ModelProviderSavePayload(model_provider=provider and ModelProvider.from_row(provider))
 
