@@ -12,7 +12,7 @@ from strawberry.litestar import BaseContext
 from strawberry.types import Info as StrawberryInfo
 
 from app.domain.errors import Unauthenticated
-from app.domain.ports import Wake
+from app.domain.ports import ModelsTried, Wake
 from app.domain.viewer import Viewer
 from app.graphql.transport.connections import Connections, Peer
 from app.pubsub.hub import Hub
@@ -55,6 +55,7 @@ class Services:
     rotations: Rotations
     pairings: Pairings
     logins: Logins
+    models_tried: ModelsTried
 
 
 class Context(BaseContext, kw_only=True):

@@ -1,7 +1,7 @@
 """Bindings: rules that lead a peer on a channel to a bot."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from app.db.engine import DB
 from app.domain.errors import Invalid, LimitReached, NotFound, Taken
 from app.domain.ids import new_id
 from app.domain.viewer import Viewer
-from app.services import audit, channels, words
+from app.services import audit, channels, roster, words
 from app.services.channels import account_id
 from app.services.parts import Parts
 from app.services.revisions import Revisions
@@ -37,6 +37,8 @@ class Binding:
     account_id: str | None
     priority: int
     created_at: datetime
+    #: Its bot at the moment the rule was written; None where it was read.
+    on: roster.Bot | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +110,9 @@ class Bindings:
                 )  # fmt: skip
                 await self._revisions.changed(bot_id)
                 await audit.note("bindingCreate", audit.Subject("Binding", identity), bot=str(bot_id))
+                return await _written(viewer, identity)
         except asyncpg.UniqueViolationError as error:
             raise _taken() from error
-        return await READ.require(viewer, identity)
 
     async def update(self, viewer: Viewer, binding_id: UUID, match: Match) -> Binding:
         """Replaces a rule; one that is so already is left alone."""
@@ -127,9 +129,9 @@ class Bindings:
                     )  # fmt: skip
                     await self._revisions.changed(old["bot"])
                     await audit.note("bindingUpdate", audit.Subject("Binding", binding_id), bot=str(old["bot"]))
+                return await _written(viewer, binding_id)
         except asyncpg.UniqueViolationError as error:
             raise _taken() from error
-        return await READ.require(viewer, binding_id)
 
     async def delete(self, viewer: Viewer, binding_id: UUID) -> UUID:
         """Deletes a rule; the bot it led to."""
@@ -147,6 +149,12 @@ class Bindings:
         if row is None:
             raise _missing()
         return row
+
+
+async def _written(viewer: Viewer, binding_id: UUID) -> Binding:
+    """The rule with its bot as the caller's transaction leaves them; the next one may delete both."""
+    row = await READ.require(viewer, binding_id)
+    return replace(row, on=await roster.get(viewer, row.bot))
 
 
 def _checked(match: Match) -> Match:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -26,7 +26,7 @@ from app.domain.errors import (
 from app.domain.ports import ChannelProvider, ChannelRules
 from app.domain.states import ChannelStatus
 from app.domain.viewer import Viewer
-from app.services import audit, keys, words
+from app.services import audit, keys, roster, words
 from app.services.parts import Parts
 from app.services.revisions import Revisions
 from app.vault import Sealed, Vault
@@ -61,6 +61,8 @@ class Channel:
     is_damaged: bool
     #: Sealed; read where the bot does not run because one of its secrets cannot be read, None otherwise.
     suspects: dict[str, str] | None = field(repr=False)
+    #: Its bot at the moment the channel was written; None where it was read.
+    on: roster.Bot | None = field(default=None, repr=False)
 
     def unreadable(self, opened: Vault) -> str | None:
         """Why the bot cannot be started with this channel; None where it is not this channel's fault."""
@@ -131,27 +133,35 @@ def _channel(row: dict[str, Any]) -> Channel:
 READ = Parts(_COLUMNS, _SOURCE, "channels.createdAt", _channel, missing)
 
 
+async def _written(viewer: Viewer, channel_id: UUID) -> Channel:
+    """The channel on its bot as the caller's transaction leaves them; the next one may delete both."""
+    row = await READ.require(viewer, channel_id)
+    return replace(row, on=await roster.get(viewer, row.bot))
+
+
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A channel that the bot's process is to open; its secrets are sealed still."""
+class Rendered:
+    """A channel as the bot's configuration takes it in; its secrets are sealed still."""
 
     id: UUID
     provider: str
     account_id: str
     name: str
+    enabled: bool
     settings: dict[str, Any]
     credentials: dict[str, str] = field(repr=False)
 
 
-async def opened(bot_id: UUID) -> list[Opened]:
-    """What the bot's configuration is rendered from: a channel that is switched off leaves no secret in it.
+async def rendered(bot_id: UUID) -> list[Rendered]:
+    """What the bot's configuration is rendered from: a channel that is switched off comes without its secrets.
 
     Raises:
         CredentialsUnreadable: What is stored of a channel's secrets is damaged.
     """
     rows = await DB.fetch(
-        "SELECT id, provider, account_id, name, settings, credentials FROM channel WHERE bot = $1 AND enabled "
-        "ORDER BY provider, account_id",
+        "SELECT id, provider, account_id, name, enabled, settings, "
+        "CASE WHEN enabled THEN credentials ELSE '{}' END AS credentials "
+        "FROM channel WHERE bot = $1 ORDER BY provider, account_id",
         bot_id,
     )
     for row in rows:
@@ -159,7 +169,7 @@ async def opened(bot_id: UUID) -> list[Opened]:
             raise CredentialsUnreadable(
                 f"the credentials of the channel {row['name']!r} ({row['provider']}) cannot be read; set them anew"
             )
-    return [Opened(**row) for row in rows]
+    return [Rendered(**row) for row in rows]
 
 
 async def give_up(bot_id: UUID) -> int:
@@ -266,14 +276,14 @@ class Channels:
                     words.json_text(leaves, "credentials"), _key_id(leaves), bool(leaves), credentials.fingerprint,
                 )  # fmt: skip
                 await DB.fetch("INSERT INTO channel_state (channel, changed_at) VALUES ($1, now())", draft.id)
-                await self._revisions.changed(draft.bot, is_configured=draft.enabled)
+                await self._revisions.changed(draft.bot)
                 await audit.note(
                     "channelCreate", audit.Subject("Channel", draft.id), bot=str(draft.bot), provider=draft.provider,
                     accountId=draft.account_id, credentialKeys=sorted(leaves),
                 )  # fmt: skip
+                return await _written(viewer, draft.id)
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "credentials", *filter(None, [credentials.exclusive])) from error
-        return await READ.require(viewer, draft.id)
 
     async def update(self, viewer: Viewer, channel_id: UUID, changes: Mapping[str, Any]) -> Channel:
         """Changes a channel; what is not among `changes` stays, and without any nothing happens.
@@ -287,9 +297,9 @@ class Channels:
                 columns = self._columns(old, changes)
                 if columns:
                     await self._change(channel_id, old, columns)
+                return await _written(viewer, channel_id)
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "enabled") from error
-        return await READ.require(viewer, channel_id)
 
     def _columns(self, old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """The columns that differ from what is there."""
@@ -338,9 +348,9 @@ class Channels:
                 old = await self._hold(viewer, channel_id)
                 if any(sealed is not None or key in old["credentials"] for key, sealed in credentials.sealed.items()):
                     await self._write_credentials(channel_id, old, credentials)
+                return await _written(viewer, channel_id)
         except asyncpg.UniqueViolationError as error:
             raise _unique(error, "credentials", *filter(None, [credentials.exclusive])) from error
-        return await READ.require(viewer, channel_id)
 
     async def _write_credentials(self, channel_id: UUID, old: dict[str, Any], credentials: Credentials) -> None:
         leaves = _merged(old["credentials"], credentials)
@@ -366,7 +376,7 @@ class Channels:
             old = await self._hold(viewer, channel_id)
             row = await DB.fetch_one("SELECT count(*) AS n FROM binding WHERE channel = $1", channel_id)
             await DB.fetch("DELETE FROM channel WHERE id = $1", channel_id)
-            await self._revisions.changed(old["bot"], is_configured=old["enabled"])
+            await self._revisions.changed(old["bot"])
             await audit.note(
                 "channelDelete", audit.Subject("Channel", channel_id), bot=str(old["bot"]), provider=old["provider"],
                 accountId=old["account_id"], bindings=row["n"] if row else 0,

@@ -170,6 +170,15 @@ async def hold_running(lease: Lease, bot_id: UUID) -> bool:
     return BotStatus(row["status"]).has_process
 
 
+async def hold_owner(bot_id: UUID, owner: UUID) -> bool:
+    """Whether the bot is this owner's, which stays so for the rest of the transaction.
+
+    A transfer takes away what was told of the owner's settings: it comes before this, or after the transaction.
+    """
+    row = await DB.fetch_one("SELECT owner FROM bot WHERE id = $1 FOR SHARE", bot_id)
+    return row is not None and row["owner"] == owner
+
+
 async def note(lease: Lease, bot_id: UUID, **facts: Any) -> None:
     """Writes facts that are no change of status: a sign of life, the phase of a start, a config that was written.
 
@@ -192,9 +201,7 @@ async def note_rendered(lease: Lease, bot_id: UUID, owner: UUID, rendered: str, 
         rendered: JSON without its secrets.
     """
     async with DB.transaction():
-        # Held, because a transfer takes what was rendered away: it comes before this, or after.
-        row = await DB.fetch_one("SELECT owner FROM bot WHERE id = $1 FOR SHARE", bot_id)
-        if row is not None and row["owner"] == owner:
+        if await hold_owner(bot_id, owner):
             facts |= {"config_rendered": rendered, "config_synced_at": datetime.now(UTC)}
         if facts:
             await note(lease, bot_id, **facts)

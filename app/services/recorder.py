@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class LostRace(ClawNetError):
-    """Somebody else moved the bot's status first; read again and decide anew."""
+    """Somebody else moved the bot first, its status or its owner; read again and decide anew."""
 
 
 class Recorder:
@@ -31,22 +31,33 @@ class Recorder:
         self._wake = wake
 
     async def transition(
-        self, lease: Lease, bot_id: UUID, expected: int, to: BotStatus, reason: Reason, **facts: Any
+        self,
+        lease: Lease,
+        bot_id: UUID,
+        expected: int,
+        to: BotStatus,
+        reason: Reason,
+        *,
+        owner: UUID | None = None,
+        **facts: Any,
     ) -> int:
         """Moves a bot to a status and says so; the new sequence of its row.
 
         Args:
             lease: Under which the caller acts.
             expected: `status_seq` the caller decided by.
+            owner: Whose settings are spoken of; nobody else is told.
             facts: Columns of `bot_process` that changed with it.
 
         Raises:
-            LostRace: The row was moved meanwhile; nothing was written.
+            LostRace: The row was moved meanwhile, or is not that owner's; nothing was written.
             LeaseLost: Another server supervises the bot by now; nothing was written.
         """
         columns, values = processes.assignments(facts, start=7)
         extra = f", {columns}" if columns else ""
         async with DB.transaction():
+            if owner is not None and not await processes.hold_owner(bot_id, owner):
+                raise LostRace(f"bot {bot_id} was given away")
             row = await DB.fetch_one(
                 "UPDATE bot_process p SET status = $3, reason = $4, status_seq = p.status_seq + 1" + extra +
                 " FROM bot b, bot_process old WHERE p.bot = $1 AND p.status_seq = $2 AND b.id = p.bot "
@@ -109,15 +120,30 @@ class Recorder:
             await processes.note(lease, bot_id, phase=phase, phase_progress=how_far)
             await self.tell(bot_id, BotEventKind.UPDATED if is_running else BotEventKind.STARTING)
 
-    async def adopted(self, lease: Lease, bot_id: UUID, pid: int) -> None:
-        """A server that was started anew took the running process over."""
+    async def adopted(self, lease: Lease, bot_id: UUID, pid: int, *, is_active: bool) -> None:
+        """A server that was started anew took the running process over.
+
+        Args:
+            is_active: It was ready; what the last server was fetching for it is fetched no more.
+        """
+        facts = {"phase": None, "phase_progress": None} if is_active else {}
         async with DB.transaction():
-            await processes.note(lease, bot_id, pid=pid, last_seen_at=datetime.now(UTC))
+            await processes.note(lease, bot_id, pid=pid, last_seen_at=datetime.now(UTC), **facts)
             await self.tell(bot_id, BotEventKind.ADOPTED)
 
-    async def config_refused(self, lease: Lease, bot_id: UUID, revision: int, why: str) -> None:
-        """A new revision was refused; the bot goes on with the last good one, and its owner should know."""
+    async def config_refused(self, lease: Lease, bot_id: UUID, owner: UUID, revision: int, why: str) -> None:
+        """A new revision was refused; the bot goes on with the last good one, and its owner should know.
+
+        Args:
+            owner: Whose settings they are; nobody else is told why.
+
+        Raises:
+            LostRace: Somebody else has the bot by now, with a newer revision; nothing was written.
+            LeaseLost: Another server supervises the bot by now; nothing was written.
+        """
         async with DB.transaction():
+            if not await processes.hold_owner(bot_id, owner):
+                raise LostRace(f"bot {bot_id} was given away since revision {revision}")
             await processes.note(lease, bot_id, config_revision=revision, config_error=why)
             await self.tell(bot_id, BotEventKind.CONFIG_ROLLED_BACK)
             row = await _read(bot_id)
@@ -165,6 +191,17 @@ class Recorder:
             await processes.hold(lease, bot_id)
             await self.tell(bot_id, BotEventKind.CHANNEL_CHANGED)
 
+    async def removal_held_up(self, lease: Lease, bot_id: UUID, why: str) -> None:
+        """A bot that is down cannot be removed, which who asked and administrators should know; again is no news."""
+        async with DB.transaction():
+            await processes.hold(lease, bot_id)
+            row = await _read(bot_id)
+            if row is None or row["error"] == why:
+                return
+            await processes.note(lease, bot_id, error=why)
+            title = f"{row['name']} cannot be deleted yet"
+            await notifications.add_to_administrators(self._wake, NotificationKind.BOT_ERROR, title, why)
+
     async def delete(self, lease: Lease, bot_id: UUID) -> None:
         """Removes the bot with all that hangs on it, and says its last word, which is all that its room remembers."""
         async with DB.transaction():
@@ -196,7 +233,7 @@ class Recorder:
 
 def _takes_channels_along(to: BotStatus, reason: Reason) -> bool:
     """Without its process no channel is connected. Which of them kept a bot from starting is to be seen, though."""
-    return not to.has_process and reason not in (Reason.CREDENTIALS_UNREADABLE, Reason.PLUGIN_MISSING)
+    return not to.has_process and reason is not Reason.CREDENTIALS_UNREADABLE
 
 
 async def _read(bot_id: UUID) -> dict[str, Any] | None:

@@ -14,12 +14,12 @@ import anyio.to_thread
 import structlog
 
 from app.domain.errors import ClawNetError
-from app.gateway import trash
 from app.services import nodes, processes
 from app.services.nodes import Lease, Renewal
-from app.supervisor import load
-from app.supervisor.runner import Runner, bury, end_strays
+from app.supervisor import load, removal
+from app.supervisor.runner import Runner
 from app.supervisor.tools import Tools
+from app.supervisor.trash import Trash
 
 log = structlog.get_logger()
 
@@ -47,6 +47,8 @@ class Supervisor:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         tools.doubt = self._doubt
+        self._trash = Trash(tools)
+        tools.empty_trash = self._trash.ring
         self._runners: dict[UUID, Runner] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._lock: int | None = None
@@ -80,8 +82,11 @@ class Supervisor:
     async def run(self) -> None:
         """Supervises, or waits until it may, until cancelled."""
         try:
-            while True:
-                await self._supervise(await self._become_supervisor())
+            async with anyio.create_task_group() as tasks:
+                # Beside what a lost lease ends: nothing waits for what lies in the trash.
+                tasks.start_soon(self._trash.run)
+                while True:
+                    await self._supervise(await self._become_supervisor())
         finally:
             if self._lock is not None:
                 os.close(self._lock)
@@ -95,6 +100,8 @@ class Supervisor:
             if self._lock is None:
                 self._stand_by("another server supervises the bots in this folder")
                 await anyio.sleep(STANDBY_INTERVAL)
+        # What earlier servers left; the lock keeps others from it.
+        self._trash.ring()
         lease = await self._take(_folder_id(base / "supervisor.id"))
         log.info("supervising", node=lease.node, epoch=lease.epoch)
         self.standby = None
@@ -209,11 +216,9 @@ class Supervisor:
         """Before the first look: what another folder's server left running here must be gone before ours starts."""
         if lease.is_inherited:
             for bot_id in await processes.of_lease(lease):
-                await end_strays(bot_id)
+                await removal.end_strays(bot_id)
         for name in await nodes.take_over(lease):
             log.warning("node_renamed", before=name, now=lease.node)
-        assert self._tasks is not None
-        self._tasks.start_soon(_empty_trash, self._tools)
         self._is_prepared = True
 
     async def _look_at_wishes(self, lease: Lease) -> None:
@@ -308,17 +313,6 @@ def _machine() -> str:
     with suppress(OSError):
         return Path("/etc/machine-id").read_text().strip()
     return ""
-
-
-async def _empty_trash(tools: Tools) -> None:
-    """What interrupted removals left, configurations with secrets among it."""
-    try:
-        graves = await anyio.to_thread.run_sync(trash.graves, tools.base_path)
-    except OSError as error:
-        log.warning("trash_not_emptied", error=str(error))
-        return
-    for grave in graves:
-        await bury(tools, grave)
 
 
 def _try_lock(path: Path) -> int | None:

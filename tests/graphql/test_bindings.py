@@ -62,7 +62,9 @@ async def test_what_would_never_match_and_what_is_there_already_is_refused(
     async with house(database, tmp_path) as api:
         mia = await person(api)
         bot, other = await story.make_bot(mia), await story.make_bot(mia)
-        foreign = await story.make_bot(await person(api, "Leo"))
+        leo = await person(api, "Leo")
+        foreign = await story.make_bot(leo)
+        foreigns = await channel(leo, foreign)
         on, elsewhere = await channel(mia, bot), await channel(mia, other)
         at = {"botId": bot["id"]}
         cases: list[tuple[dict[str, Any], str, list[str]]] = [
@@ -75,6 +77,7 @@ async def test_what_would_never_match_and_what_is_there_already_is_refused(
             (at | {"priority": 1_000_001}, "INVALID", ["priority"]),
             (at | {"channelId": "x"}, "NOT_FOUND", ["channelId"]),
             (at | {"channelId": elsewhere["id"]}, "NOT_FOUND", ["channelId"]),
+            (at | {"channelId": foreigns["id"]}, "NOT_FOUND", ["channelId"]),
             (at | {"channelId": on["id"], "accountId": "second"}, "INVALID", ["accountId"]),
             ({"botId": foreign["id"]}, "NOT_FOUND", ["botId"]),
         ]

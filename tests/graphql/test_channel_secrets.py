@@ -206,7 +206,8 @@ async def test_a_bot_gets_what_its_open_channels_need_and_nothing_of_closed_ones
         await channel(api, bot, accountId="off", enabled=False, credentials={"botToken": token(2)})
         assert (await api.run(docs.BOT_START, input={"botId": bot["id"]}))["userErrors"] == []
         telegram = json.loads(file.read_text())["channels"]["telegram"]
-        assert telegram["accounts"].keys() == {"default"}
+        assert telegram["accounts"].keys() == {"default", "off"}
+        assert telegram["accounts"]["off"] == {"enabled": False, "configWrites": False}
         default = telegram["accounts"]["default"]
         assert (default["botToken"], default["dmPolicy"]) == (token(1), "disabled")
         assert token(2) not in file.read_text()

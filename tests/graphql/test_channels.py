@@ -149,8 +149,8 @@ async def test_a_change_raises_the_revision_once_and_one_that_changes_nothing_sa
                 (UPDATE, {"settings": {"dmPolicy": "disabled"}}, 3),
                 (SET, {"credentials": {"botToken": token(1)}}, 4),
                 (UPDATE, {"enabled": False}, 5),
-                (UPDATE, {"settings": {}}, 5),  # what is switched off is in no configuration
-                (DELETE, {}, 5),
+                (UPDATE, {"settings": {}}, 5),  # of what is switched off the configuration says just that
+                (DELETE, {}, 6),
             ):
                 answer = await api.run(document, input=given | more)
                 assert answer["userErrors"] == [], answer

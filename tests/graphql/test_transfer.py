@@ -17,7 +17,9 @@ from app.domain.states import BotStatus, Reason, TokenScope, UserRole
 from app.graphql.types import node
 from app.services import bots, processes, rooms
 from app.services.nodes import Lease
-from app.services.recorder import Recorder
+from app.services.recorder import LostRace, Recorder
+from app.supervisor import reload
+from app.supervisor.runner import GIVEN_AWAY
 from tests import fake_openclaw
 from tests.graphql.people import (
     ERRORS,
@@ -486,6 +488,23 @@ async def test_a_listener_whose_rights_end_hears_no_more_even_where_nobody_tells
         assert [task.result() for task in listening] == [why] * len(closed)
 
 
+async def until_somebody_waits() -> None:
+    """Another connection to the database stands before a lock."""
+    waits = "SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(PATIENCE):
+        while not ((waiting := await DB.fetch_one(waits)) and waiting["n"]):
+            await asyncio.sleep(0.02)
+
+
+async def lease_of(bot_id: UUID) -> Lease:
+    """The lease under which the server has the bot, once it has taken it."""
+    read = "SELECT node_id, lease_epoch FROM bot_process WHERE bot = $1 AND lease_epoch > 0"
+    with anyio.fail_after(PATIENCE):
+        while (row := await DB.fetch_one(read, bot_id)) is None:
+            await anyio.sleep(0.02)
+    return Lease(row["node_id"], uuid4(), row["lease_epoch"], 15.0)
+
+
 async def test_a_configuration_written_for_the_old_owner_is_not_shown_to_the_new_one(
     database: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -493,10 +512,7 @@ async def test_a_configuration_written_for_the_old_owner_is_not_shown_to_the_new
         mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
         bot = await story.make_bot(mia.api)
         key = UUID(bot["databaseId"])
-        row = await DB.fetch_one("SELECT node_id, lease_epoch FROM bot_process WHERE bot = $1", key)
-        assert row is not None
-        lease = Lease(row["node_id"], uuid4(), row["lease_epoch"], 15.0)
-        told = asyncio.Event()
+        lease, told = await lease_of(key), asyncio.Event()
 
         async def note() -> None:
             told.set()
@@ -508,16 +524,82 @@ async def test_a_configuration_written_for_the_old_owner_is_not_shown_to_the_new
             await DB.fetch("UPDATE bot_process SET config_rendered = '{}' WHERE bot = $1", key)
             noted = contextvars.Context().run(asyncio.create_task, note())
             await told.wait()
-            waits = (
-                "SELECT count(*) AS n FROM pg_stat_activity "
-                "WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-            async with asyncio.timeout(PATIENCE):
-                while not ((waiting := await DB.fetch_one(waits)) and waiting["n"]):
-                    await asyncio.sleep(0.02)
+            await until_somebody_waits()
         await noted
         row = await DB.fetch_one("SELECT config_rendered, config_revision FROM bot_process WHERE bot = $1", key)
         assert row == {"config_rendered": {}, "config_revision": 1}
         await processes.note_rendered(lease, key, sven.key, '{"mine": "of Sven"}')
         row = await DB.fetch_one("SELECT config_rendered FROM bot_process WHERE bot = $1", key)
         assert row == {"config_rendered": {"mine": "of Sven"}}
+
+
+async def test_why_the_old_owners_settings_were_refused_is_not_told_to_the_new_one(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    async with house(database, tmp_path) as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        bot = await story.make_bot(mia.api)
+        key = UUID(bot["databaseId"])
+        lease, told = await lease_of(key), asyncio.Event()
+        recorder = Recorder(lambda names: None)
+
+        async def refuse() -> None:
+            told.set()
+            await recorder.config_refused(lease, key, mia.key, 1, "mias.test is refused")
+
+        async with DB.transaction():
+            await DB.fetch("UPDATE bot SET owner = $2, config_revision = 2 WHERE id = $1", key, sven.key)
+            refused = contextvars.Context().run(asyncio.create_task, refuse())
+            await told.wait()
+            await until_somebody_waits()
+        with pytest.raises(LostRace):
+            await refused
+        events = "SELECT count(*) AS n FROM room_event WHERE type = 'CONFIG_ROLLED_BACK'"
+        assert await DB.fetch_one(events) == {"n": 0}
+        assert await DB.fetch("SELECT id FROM notification") == []
+        errors = "SELECT config_error FROM bot_process WHERE bot = $1"
+        assert await DB.fetch_one(errors, key) == {"config_error": None}
+        await recorder.config_refused(lease, key, sven.key, 2, "svens.test is refused")
+        assert await DB.fetch_one(errors, key) == {"config_error": "svens.test is refused"}
+        assert await DB.fetch('SELECT "user", body FROM notification') == [
+            {"user": sven.key, "body": "svens.test is refused"}
+        ]
+
+
+async def test_a_bot_that_is_given_away_in_mid_start_is_known_to_have_the_old_owner_s_settings(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than the test: what the new owner wants is not brought to the process meanwhile.
+    for name in ("QUIET", "LATEST"):
+        monkeypatch.setattr(reload, name, 600.0)
+    wrapper = fake_openclaw.install(tmp_path / "openclaw", start_delay_s=3.0)
+    async with house(database, tmp_path, wrapper) as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        bot = await story.make_bot(mia.api)
+        async with sven.api.listen(docs.BOT_STATUS) as heard:
+            await mia.api.run(docs.BOT_START, input={"botId": bot["id"], "wait": False})
+            with anyio.fail_after(PATIENCE):
+                while not fake_openclaw.starts(wrapper):
+                    await asyncio.sleep(0.02)
+            await give(api, bot, sven)
+            await heard.until(lambda e: e["kind"] == "STARTED")
+        kept = json.loads((tmp_path / "data" / "openclaw" / "bots" / bot["agentId"] / "config.good.json5").read_text())
+        assert UUID(kept["owner"]) == mia.key
+
+
+async def test_why_a_start_with_the_old_owner_s_settings_failed_is_not_told_to_the_new_one(
+    database: dict[str, Any], tmp_path: Path
+) -> None:
+    wrapper = fake_openclaw.install(tmp_path / "openclaw", never_ready=True)
+    async with house(database, tmp_path, wrapper, CLAWNET_START_BUDGET="4") as api:
+        mia, sven = await owner(api, "Mia"), await owner(api, "Sven")
+        bot = await story.make_bot(mia.api)
+        async with sven.api.listen(docs.BOT_STATUS) as heard:
+            await mia.api.run(docs.BOT_START, input={"botId": bot["id"], "wait": False})
+            with anyio.fail_after(PATIENCE):
+                while not fake_openclaw.starts(wrapper):
+                    await asyncio.sleep(0.02)
+            await give(api, bot, sven)
+            failed = await heard.until(lambda e: e["kind"] in ("BACKOFF", "ERROR"))
+            assert failed["error"] == GIVEN_AWAY
+        await sven.api.run(docs.BOT_STOP, input={"botId": bot["id"]})

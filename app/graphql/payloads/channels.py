@@ -43,7 +43,9 @@ class ChannelDeletePayload:
     deleted_channel_id: strawberry.ID | None = strawberry.field(
         default=None, description="Identity of the deleted channel; null if it was refused."
     )
-    bot: Bot | None = strawberry.field(default=None, description="The bot it was on; null if it was refused.")
+    bot: Bot | None = strawberry.field(
+        default=None, description="The bot it was on; null if it was refused, or the bot deleted."
+    )
     user_errors: list[UserError] = errors()
     client_mutation_id: str | None = text()
 
@@ -67,6 +69,8 @@ class BindingDeletePayload:
     deleted_binding_id: strawberry.ID | None = strawberry.field(
         default=None, description="Identity of the deleted rule; null if it was refused."
     )
-    bot: Bot | None = strawberry.field(default=None, description="The bot it led to; null if it was refused.")
+    bot: Bot | None = strawberry.field(
+        default=None, description="The bot it led to; null if it was refused, or the bot deleted."
+    )
     user_errors: list[UserError] = errors()
     client_mutation_id: str | None = text()

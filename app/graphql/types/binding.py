@@ -34,7 +34,7 @@ class Binding(node.Node):
         # Here, because a bot's type in its turn needs its bindings'.
         from app.graphql.types.bot import bot_of  # noqa: PLC0415
 
-        return await bot_of(info.context, self.row.bot)
+        return await bot_of(info.context, self.row.bot, self.row.on)
 
     @strawberry.field(description="Channel the rule looks at; null for any channel of the bot.")
     async def channel(self, info: Info) -> Channel | None:

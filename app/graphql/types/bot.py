@@ -184,8 +184,14 @@ def _actions(row: roster.Bot, viewer: Viewer) -> list[BotAction]:
     ]
 
 
-async def bot_of(context: Context, bot_id: UUID) -> Bot:
-    """The bot that something hangs on, read together with others'."""
+async def bot_of(context: Context, bot_id: UUID, known: roster.Bot | None = None) -> Bot:
+    """The bot that something hangs on, read together with others'.
+
+    Args:
+        known: As it was when that was written; it may have been deleted since, and the answer tells of the change.
+    """
+    if known is not None:
+        return Bot.from_row(known, context.caller)
     found = await context.loader("bots", lambda: _bot_loader(context)).load(bot_id)
     if found is None:
         raise Missing("the bot was deleted")

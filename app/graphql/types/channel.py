@@ -55,7 +55,7 @@ class Channel(node.Node):
         # Here, because a bot's type in its turn needs its channels'.
         from app.graphql.types.bot import bot_of  # noqa: PLC0415
 
-        return await bot_of(info.context, self.row.bot)
+        return await bot_of(info.context, self.row.bot, self.row.on)
 
     @strawberry.field(
         description="Who waits to be let in; null where the gateway does not say.", directives=[Cost(weight=PAIRINGS)]

@@ -102,10 +102,11 @@ class BotStatusEvent:
     error: str | None = strawberry.field(description="What went wrong; null if nothing did.")
     reason: str | None = strawberry.field(description="Why, for example `CRASHED`, `CONFIG_INVALID`, `RETRY`.")
     phase: str | None = strawberry.field(
-        description="What a start or stop is doing, for example `plugin`, `waiting`; null otherwise."
+        description="What a start is doing, for example `waiting` or `checking`; `plugin` also while something is "
+        "downloaded for a bot that runs; null otherwise."
     )
     phase_progress: PhaseProgress | None = strawberry.field(
-        description="How far the phase is; null where that cannot be said."
+        description="How far the phase `plugin` is; null in any other."
     )
     exit_code: int | None = strawberry.field(
         description="How the process ended; null while it runs or if it was ended by a signal."
