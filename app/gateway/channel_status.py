@@ -92,7 +92,8 @@ def _reason(account: dict[str, Any]) -> str:
     """What went wrong; new OpenClaw calls it no error that nobody has linked an account yet."""
     error, state = account.get("lastError"), account.get("stateReason")
     raw = state if not error and isinstance(state, str) and _UNLINKED[0].search(state[:MAX_LOOK]) else error
-    return raw[:MAX_RAW].strip() if isinstance(raw, str) else ""
+    # Old OpenClaw says "disabled" for a moment longer of a channel that was switched on again.
+    return raw[:MAX_RAW].strip() if isinstance(raw, str) and raw != "disabled" else ""
 
 
 def _running(account: dict[str, Any], reason: str) -> Seen:

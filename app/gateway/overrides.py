@@ -6,7 +6,7 @@ paths stay ours, and some names are refused wherever they stand.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from app.gateway.redaction import is_secret
@@ -20,6 +20,7 @@ _OPEN = [
     for path in (
         *("agents.defaults", "approvals", "attachments", "broadcast", "messages", "session", "tools", "tts", "web"),
         *("browser.enabled", "browser.headless", "browser.evaluateEnabled", "browser.snapshotDefaults"),
+        "channels.*",
         *("commands.native", "commands.nativeSkills", "commands.text"),
         *("commands.allowFrom", "commands.ownerAllowFrom", "commands.useAccessGroups"),
         *("cron.enabled", "cron.maxConcurrentRuns", "cron.sessionRetention", "cron.skipMissedJobs"),
@@ -73,13 +74,56 @@ _PLACES = frozenset(
     )
 )
 _WORD = re.compile(r"[A-Z]*[a-z0-9]+|[A-Z]+")
+#: The id of a channel that somebody else's plugin brings. OpenClaw folds capitals and spaces, and could mean another.
+_CHANNEL = re.compile(r"(?!defaults$)[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
+_NO_SECTION = "this section cannot be overridden"
+
+#: Why a channel of this id is not an owner's to configure; None where it is.
+Reserved = Callable[[str], str | None]
 
 
-def refused_overrides(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each path that is refused, with the reason; empty when all may be laid over the configuration."""
+def every_channel(_: str) -> str | None:
+    """Reserves all, for where nobody knows which channels and plugins OpenClaw has."""
+    return _NO_SECTION
+
+
+def refused_overrides(overrides: Mapping[str, Any], reserved: Reserved = every_channel) -> list[tuple[str, str]]:
+    """Each path that is refused, with the reason; empty when all may be laid over the configuration.
+
+    Args:
+        reserved: Is asked about each channel. One that is not reserved is taken together with the switch of the plugin
+            that has the same id, and which else stays closed.
+    """
     if sum(1 for _ in _walk(overrides)) > MAX_VALUES:
         return [("", f"more than {MAX_VALUES:,} values")]
-    return [(".".join(path), why) for path, value in _walk(overrides) if (why := _why_refused(path, value))]
+    closed = _closed_channels(overrides, reserved)
+    return [(".".join(path), why) for path, value in _walk(overrides) if (why := _why_refused(path, value, closed))]
+
+
+def _closed_channels(overrides: Mapping[str, Any], reserved: Reserved) -> dict[str, str | None]:
+    """Each channel that is named, with the reason why it is refused; None for those that are taken."""
+    entries = _part(_part(overrides, "plugins"), "entries")
+    return {
+        name: _why_channel_refused(name, block, _part(entries, name), reserved)
+        for name, block in _part(overrides, "channels").items()
+    }
+
+
+def _why_channel_refused(name: str, block: Any, entry: Mapping[str, Any], reserved: Reserved) -> str | None:
+    if not _CHANNEL.fullmatch(name):
+        return _NO_SECTION
+    if why := reserved(name):
+        return why
+    if not isinstance(block, Mapping):
+        return "what is said of a channel is an object"
+    if entry.get("enabled") is not True:
+        return f"say plugins.entries.{name}.enabled: true as well; the channel is its plugin's"
+    return None
+
+
+def _part(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = tree.get(name)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,25 +155,28 @@ def _walk(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
             yield from _walk(part, (*path, str(number)))
 
 
-def _why_refused(path: tuple[str, ...], value: Any) -> str | None:
+def _why_refused(path: tuple[str, ...], value: Any, channels: Mapping[str, str | None]) -> str | None:
     if len(path) > MAX_DEPTH:
         return "nested too deeply"
     if _NAMES.fullmatch(path[-1]):
         return "this name means something else to OpenClaw"
     if not _is_open(path):
         # Said once, at the section's own path; what is in it would only repeat it.
-        return "this section cannot be overridden" if len(path) == 1 or _is_open(path[:-1]) else None
+        return _NO_SECTION if len(path) == 1 or _is_open(path[:-1]) else None
+    if path[0] == "channels" and len(path) > 1 and (reason := channels.get(path[1], _NO_SECTION)):
+        return reason if len(path) == 2 else None
     if closed := next((why for each, why in _CLOSED.items() if _agree(path, each) and len(path) >= len(each)), None):
         return closed
     if not isinstance(value, Mapping) and _holds_others(path):
         return "this is an object of several settings: name the ones to change"
+    if _agree(path, ("plugins", "entries", "*", "enabled")) and len(path) == 4:
+        is_ones_own = value is True and channels.get(path[2], _NO_SECTION) is None
+        return None if value is False or is_ones_own else "plugins can only be switched off here"
     return _why_value_refused(path, value)
 
 
 def _why_value_refused(path: tuple[str, ...], value: Any) -> str | None:
     name = path[-1]
-    if _agree(path, ("plugins", "entries", "*", "enabled")) and len(path) == 4 and value is not False:
-        return "plugins can only be switched off here"
     if value is None or isinstance(value, bool | int) or _holds_others(path):
         return "this weakens a fence" if value is True and name.lower().startswith("dangerously") else None
     if isinstance(value, float):

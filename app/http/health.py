@@ -14,7 +14,7 @@ def healthz() -> dict[str, str]:
 
 @get("/readyz")
 async def readyz(state: State) -> Response[dict[str, Any]]:
-    """200 once database, supervisor and rooms are up; 503 with the reasons until then and while draining.
+    """200 once database, keys, supervisor and rooms are up; 503 with the reasons until then and while draining.
 
     A server that stands by while another one supervises is ready, and says why it does.
     """

@@ -8,7 +8,7 @@ from app.vault import Vault
 
 
 async def read(vault: Vault, bot_id: UUID) -> list[Account]:
-    """The accounts the bot's process is to open.
+    """The accounts the bot's process is to open, and without their secrets those it is to leave closed.
 
     Raises:
         CredentialsUnreadable: A secret cannot be read; a bot is not started with half of its channels.
@@ -17,15 +17,15 @@ async def read(vault: Vault, bot_id: UUID) -> list[Account]:
         Account(
             provider=row.provider,
             account_id=row.account_id,
-            enabled=True,
+            enabled=row.enabled,
             settings=row.settings,
             credentials=await _credentials(vault, row),
         )
-        for row in await channels.opened(bot_id)
+        for row in await channels.rendered(bot_id)
     ]
 
 
-async def _credentials(vault: Vault, row: channels.Opened) -> dict[str, str]:
+async def _credentials(vault: Vault, row: channels.Rendered) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, sealed in row.credentials.items():
         place = keys.channel_place(row.id, row.provider, key)

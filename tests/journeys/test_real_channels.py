@@ -20,6 +20,7 @@ from tests.harness import Api, Heard, environ, running_server
 from tests.journeys import documents as docs
 from tests.journeys import story
 from tests.journeys.test_real_openclaw import PATIENCE, user_cache
+from tests.supervisor.test_reload import lying_in, until_settled
 
 OLD, NEW = "2026.2.1", "2026.9.6"
 RIGHT, OTHER, REFUSED = "6881:AAAright-0123456789", "6882:AAAother-0123456789", "999:AAArefused-0123456789"
@@ -33,6 +34,7 @@ SET = (
     "mutation($input: ChannelCredentialsSetInput!) "
     f"{{ channelCredentialsSet(input: $input) {{ channel {{ id }} {ERRORS} }} }}"
 )
+UPDATE = f"mutation($input: ChannelUpdateInput!) {{ channelUpdate(input: $input) {{ channel {{ id }} {ERRORS} }} }}"
 LOGIN = f"subscription($id: ID!) {{ channelLogin(channelId: $id) {{ state code {ERRORS} }} }}"
 READ = f"query($id: ID!) {{ node(id: $id) {{ ... on Channel {{ {CHANNEL} }} }} }}"
 
@@ -138,6 +140,7 @@ async def test_a_real_bot_is_talked_to_over_telegram(
                 assert RIGHT in telegram.tokens()
                 await strangers_are_let_in_or_sent_away(api, telegram, heard, channel)
                 await another_token_connects_it_anew(api, telegram, heard, channel)
+                await it_is_closed_and_opened_again(api, telegram, heard, bot, channel, tmp_path)
                 if linkable:
                     await somebody_else_who_polls_shows(api, telegram, heard, channel)
                     await whatsapp_that_is_out_of_reach_gives_no_code(api, heard, linkable)
@@ -200,6 +203,21 @@ async def another_token_connects_it_anew(api: Api, telegram: Telegram, heard: He
         if status == "ERROR":
             assert "refuses the credentials" in found["errorMessage"]
             assert token not in found["errorMessage"]
+
+
+async def it_is_closed_and_opened_again(
+    api: Api, telegram: Telegram, heard: Heard, bot: dict[str, Any], channel: str, folder: Path
+) -> None:
+    await api.run(UPDATE, input={"channelId": channel, "enabled": False})
+    await until(api, heard, channel, "DISCONNECTED")
+    await until_settled(api, bot, SOON)
+    assert lying_in(folder, OTHER) == []
+    telegram.says(OTHER, "Are you there?", user=4200001, name="Ada")
+    await api.run(UPDATE, input={"channelId": channel, "enabled": True})
+    # It had stopped asking, so this waited for it.
+    await told(telegram, OTHER, "Are you there")
+    await until(api, heard, channel, "CONNECTED")
+    assert lying_in(folder, OTHER) != []
 
 
 async def somebody_else_who_polls_shows(api: Api, telegram: Telegram, heard: Heard, channel: str) -> None:

@@ -1,9 +1,14 @@
 """Why a gateway ended, read from its exit."""
 
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio import to_thread
 
 from app.domain.states import BotStatus, Reason
 from app.gateway import config
@@ -59,3 +64,38 @@ def test_nothing_is_told_where_another_server_s_file_was_emptied(tmp_path: Path)
     assert launch.without_secrets(tmp_path, ("it runs with tok-0123456789",)) == ("it runs with ***",)
     file.write_text("{}")
     assert launch.without_secrets(tmp_path, ("it runs with tok-0123456789",)) == ()
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    path.with_name("elsewhere").write_text('{"gateway": {"auth": {"token": "tok-0123456789"}}}')
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def make_large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("spoil", [make_pipe, make_link, make_large, Path.mkdir])
+async def test_what_a_bot_puts_in_its_configuration_s_place_holds_nobody_up(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path / launch.CONFIG_FILE)
+    with anyio.fail_after(10):
+        said = await to_thread.run_sync(launch.without_secrets, tmp_path, ("a word",), abandon_on_cancel=True)
+    assert said == ()
+
+
+def test_many_lines_and_secrets_cost_little(tmp_path: Path) -> None:
+    words = {str(n): {"token": f"tok{n:05} {n:05}tok"} for n in range(8_000)}
+    tree = {"gateway": {"auth": {"token": "tok-0123456789"}}, "channels": words}
+    (tmp_path / launch.CONFIG_FILE).write_text(json.dumps(tree))
+    lines = tuple(f"tok{n:05}  {n:05}tok and others, some words of it" for n in range(20))
+    began = time.thread_time()
+    assert set(launch.without_secrets(tmp_path, lines)) == {"*** and others, some words of it"}
+    # When each line asked anew what is secret, it took a minute.
+    assert time.thread_time() - began < 3

@@ -8,7 +8,7 @@ Left out on purpose: everything that names a file or a program (`tokenFile`, `cl
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -96,6 +96,11 @@ def edition(version: str) -> str:
 def catalogue(version: str) -> dict[str, Provider]:
     """The providers that this version of OpenClaw can open, by name."""
     return {name: _provider(name, version) for name in _data()["providers"] if why_closed(name, version) is None}
+
+
+def provider_names() -> Set[str]:
+    """Every name that some version has a provider of."""
+    return _data()["providers"].keys()
 
 
 def why_closed(name: str, version: str) -> str | None:

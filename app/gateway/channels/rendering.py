@@ -35,20 +35,23 @@ class Rendered:
 
 
 def render(accounts: Sequence[Account], dialect: Dialect, version: str) -> Rendered:
-    """The enabled accounts; one that is switched off is not written, and neither are its secrets."""
+    """The accounts that are opened, and those that are switched off without anything of theirs but that.
+
+    An account that came and went with its switch could take its provider along, and the old version restarts for that.
+    Where the provider is a package, which no closed channel needs, the version takes that without a restart.
+    """
     known = providers.catalogue(version)
-    opened: dict[str, dict[str, dict[str, Any]]] = {}
+    written: dict[str, dict[str, dict[str, Any]]] = {}
     left_out: list[tuple[str, str, str]] = []
     for account in sorted(accounts, key=lambda each: (each.provider, each.account_id)):
-        if not account.enabled:
-            continue
         if why := _why_left_out(account, known, version):
-            left_out.append((account.provider, account.account_id, why))
-        else:
+            if account.enabled:
+                left_out.append((account.provider, account.account_id, why))
+        elif account.enabled or known[account.provider].package is None:
             rendered = _account(known[account.provider], account, dialect)
-            opened.setdefault(account.provider, {})[account.account_id] = rendered
-    channels = {name: _block(known[name], each) for name, each in opened.items()}
-    return Rendered(channels, _plugins(accounts, opened, known), tuple(left_out))
+            written.setdefault(account.provider, {})[account.account_id] = rendered
+    channels = {name: _block(known[name], each) for name, each in written.items()}
+    return Rendered(channels, _plugins(accounts, written, known), tuple(left_out))
 
 
 def _why_left_out(account: Account, known: Mapping[str, Provider], version: str) -> str | None:
@@ -56,6 +59,8 @@ def _why_left_out(account: Account, known: Mapping[str, Provider], version: str)
         return providers.why_closed(account.provider, version)
     if why := providers.account_refused(provider, account.account_id):
         return why
+    if not account.enabled:
+        return None
     settings, credentials = _fitting(provider, account)
     lacks = providers.missing(provider, settings, credentials)
     return f"{'.'.join(lacks[0][0])}: {lacks[0][1]}" if lacks else None
@@ -80,10 +85,11 @@ def _block(provider: Provider, accounts: dict[str, dict[str, Any]]) -> dict[str,
     block: dict[str, Any] = {"enabled": True} if known.switch else {}
     if known.writes:
         block["configWrites"] = False
-    if known.default_account and "default" not in accounts:
-        block["defaultAccount"] = min(accounts)
+    opened = {name: account for name, account in accounts.items() if account["enabled"]}
+    if known.default_account and "default" not in (opened or accounts):
+        block["defaultAccount"] = min(opened or accounts)
     if known.feeds and "groupAllowFrom" in accounts.get("default", {}):
-        for account in accounts.values():
+        for account in opened.values():
             # Unsaid it stands for the people of direct chats, and must not become another account's list.
             account.setdefault("groupAllowFrom", account["allowFrom"])
     return block | {"accounts": accounts}
@@ -91,10 +97,12 @@ def _block(provider: Provider, accounts: dict[str, dict[str, Any]]) -> dict[str,
 
 def _account(provider: Provider, account: Account, dialect: Dialect) -> dict[str, Any]:
     known = providers.facts(provider.name, provider.edition)
-    settings, credentials = _fitting(provider, account)
-    tree: dict[str, Any] = {"enabled": True}
+    tree: dict[str, Any] = {"enabled": account.enabled}
     if known.writes:
         tree["configWrites"] = False
+    if not account.enabled:
+        return tree
+    settings, credentials = _fitting(provider, account)
     said = _policies(provider, settings)
     for name, value in {**said, **credentials, **known.fixed}.items():
         _put(tree, known.renames.get(name, name), _as_text(value))
@@ -157,17 +165,17 @@ def _say_direct(known: Facts, tree: dict[str, Any], dialect: Dialect) -> None:
     tree["dm"] = tree.get("dm", {}) | policy
 
 
-def _plugins(accounts: Sequence[Account], opened: Mapping[str, Any], known: Mapping[str, Provider]) -> dict[str, Any]:
+def _plugins(accounts: Sequence[Account], written: Mapping[str, Any], known: Mapping[str, Provider]) -> dict[str, Any]:
     """Lines in `plugins.entries`.
 
     The old version rewrites the file when a configured channel has none, and a line that comes and goes restarts it:
     so each provider keeps its line there. The new one would go and install a package for a line alone: there only
-    what is opened has one.
+    what is written has one.
     """
     wanted = {each.provider for each in accounts} & known.keys()
     entries = {
         name: {"enabled": True}
         for name in sorted(wanted)
-        if providers.facts(name, known[name].edition).entry and (known[name].edition == "old" or name in opened)
+        if providers.facts(name, known[name].edition).entry and (known[name].edition == "old" or name in written)
     }
     return {"entries": entries} if entries else {}
