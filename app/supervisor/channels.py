@@ -5,7 +5,7 @@ are told in health intervals, so that a server that looks after its bots more of
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -58,7 +58,9 @@ class _Start:
 class Watcher:
     """Looks at one incarnation's channels, from ready to the end."""
 
-    def __init__(self, tools: Tools, lease: Lease, bot_id: UUID, gateway: Process) -> None:
+    def __init__(
+        self, tools: Tools, lease: Lease, bot_id: UUID, gateway: Process, unprepared: Mapping[str, str | None]
+    ) -> None:
         self._tools = tools
         self._lease = lease
         self._bot_id = bot_id
@@ -67,6 +69,8 @@ class Watcher:
         self._bell = anyio.Event()
         self._is_over = False
         self._since = self._changed_at = anyio.current_time()
+        #: The process was not told yet of everything that people changed.
+        self._is_behind = False
         self._known: object = None
         #: Channels that were started by hand.
         self._started: dict[UUID, _Start] = {}
@@ -74,9 +78,9 @@ class Watcher:
         self._left_out: dict[tuple[str, str], str] = {}
         self._conflicts = Conflicts(gateway.home)
         self._waiting: dict[UUID, list[str]] | None = None
-        #: Providers whose plugin the bot does not have yet, and why not; None while it is being fetched. What the
-        #: gateway says of channels that it does not know is no news.
-        self.unprepared: dict[str, str | None] = {}
+        #: Providers whose plugin the bot does not have, and why not; None while it is being fetched. What the gateway
+        #: says of channels that it does not know is no news.
+        self._unprepared = unprepared
 
     def ring(self) -> None:
         """Somebody may have changed something."""
@@ -117,17 +121,28 @@ class Watcher:
                 await self._write(channel, Seen(ChannelStatus.DISCONNECTED))
             elif why := self._left_out.get((channel.provider, channel.account_id)):
                 await self._write(channel, Seen(ChannelStatus.ERROR, f"not in the bot's configuration: {why}"))
-        enabled = [each for each in channels if each.enabled and (each.provider, each.account_id) not in self._left_out]
+            elif channel.provider in self._unprepared:
+                why = self._unprepared[channel.provider]
+                await self._write(channel, Seen(ChannelStatus.ERROR, why) if why else Seen(ChannelStatus.CONNECTING))
+        enabled = [channel for channel in channels if channel.enabled and self._is_in(channel)]
         if not enabled:
             return
         w = await processes.load(self._lease, self._bot_id)
         if w is None or w.port is None or w.status is not BotStatus.ACTIVE:
             return
+        was_behind, self._is_behind = self._is_behind, w.revision > w.applied_revision
+        if was_behind and not self._is_behind:
+            self._changed_at = anyio.current_time()
         token = await keys.gateway_token(self._tools.vault, self._bot_id)
         is_own: Callable[[], Awaitable[bool]] = partial(process.owns_port, self._gateway, w.port)
         async with rpc.connect(w.port, token.reveal(), is_own) as connection:
             await self._look_at(connection, enabled, w.started_at)
             await self._look_who_waits(connection, enabled)
+
+    def _is_in(self, channel: ChannelState) -> bool:
+        """The gateway knows it."""
+        is_left_out = (channel.provider, channel.account_id) in self._left_out
+        return not is_left_out and channel.provider not in self._unprepared
 
     def _note_changes(self, channels: list[ChannelState]) -> bool:
         """Whether there are any; a channel that somebody changed is looked at more often for a while."""
@@ -158,7 +173,7 @@ class Watcher:
         if any(self._read(answer, channel).is_unsure for channel in untried):
             answer = await self._status(connection, probe=True)
         for channel in channels:
-            seen = self._unprepared(channel) or self._read(answer, channel)
+            seen = self._read(answer, channel)
             if seen.status is ChannelStatus.CONNECTED:
                 seen = conflicts.get(channel.channel_id, seen)
             if seen.is_suppressed and self._is_steady:
@@ -183,14 +198,8 @@ class Watcher:
         return await connection.call("channels.status", {"probe": probe}, PROBE_TIMEOUT)
 
     def _read(self, answer: dict[str, Any], channel: ChannelState) -> Seen:
-        is_settled = anyio.current_time() - self._changed_at >= SETTLED * self._unit
+        is_settled = not self._is_behind and anyio.current_time() - self._changed_at >= SETTLED * self._unit
         return channel_status.read(answer, channel.provider, channel.account_id, is_settled=is_settled)
-
-    def _unprepared(self, channel: ChannelState) -> Seen | None:
-        if channel.provider not in self.unprepared:
-            return None
-        why = self.unprepared[channel.provider]
-        return Seen(ChannelStatus.ERROR, why) if why else Seen(ChannelStatus.CONNECTING)
 
     @property
     def _is_steady(self) -> bool:

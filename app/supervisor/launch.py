@@ -1,22 +1,21 @@
 """One start of a gateway, step by step: home, config, check, port, process, readiness."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import anyio
 import anyio.to_thread
 import structlog
 
-from app.domain.errors import AlreadyRunning, ConfigInvalid, StartFailure, StartTimeout
-from app.domain.events import PhaseProgress
-from app.domain.states import Phase, PluginStep, Reason
-from app.gateway import channels, config, home, lastgood, process
+from app.domain.errors import ConfigInvalid, StartFailure, StartTimeout
+from app.domain.states import Phase, Reason
+from app.gateway import channels, config, home, lastgood, process, reserved
 from app.gateway.config import BotSettings, ModelProvider
 from app.gateway.plugins import Plugin
 from app.gateway.process import Launch, Process
@@ -40,6 +39,10 @@ class Rendered:
 
     tree: dict[str, object]
     sha256: str
+
+    @classmethod
+    def of(cls, tree: dict[str, object]) -> "Rendered":
+        return cls(tree, config.digest(tree))
 
 
 async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int, also: Iterable[str] = ()) -> Rendered:
@@ -67,12 +70,12 @@ async def render(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int, also: I
         gateway_token=token.reveal(),
         providers=providers,
         overrides=w.overrides,
+        reserved=partial(reserved.why, openclaw.installation),
         channels=opened.channels,
         bindings=channels.render_bindings(await accounts.rules(w.bot_id), w.agent_id, openclaw.dialect),
         plugins=opened.plugins,
     )
-    tree = config.render(settings, openclaw.dialect)
-    return Rendered(tree, config.digest(tree))
+    return Rendered.of(config.render(settings, openclaw.dialect))
 
 
 async def _channels(tools: Tools, openclaw: OpenClaw, w: Wanted) -> channels.Rendered:
@@ -92,14 +95,18 @@ async def _provider(tools: Tools, row: models.ModelProvider) -> ModelProvider:
 
 
 class Unprepared(Exception):
-    """Plugins have to be installed before the bot can be started; that is to be done without holding others up."""
+    """Plugins are to be installed before the bot is started, where they can be had, without holding others up."""
 
     def __init__(self, plugins: list[Plugin]) -> None:
         super().__init__(", ".join(plugin.spec for plugin in plugins))
         self.plugins = plugins
 
 
-async def configure(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> None:
+#: Is told all plugins that the home lacks, and says which of them are to be tried before the start.
+Note = Callable[[Sequence[Plugin]], Awaitable[list[Plugin]]]
+
+
+async def configure(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int, note: Note) -> None:
     """Puts the configuration and the persona where the process to be started reads them.
 
     Raises:
@@ -108,63 +115,86 @@ async def configure(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> N
     """
     folder = tools.home(w.agent_id)
     good = await last_good(tools, w) if w.is_rolled_back else None
-    tree = good or await _accepted(tools, openclaw, w, port)
-    await _require_plugins(openclaw, folder, tree)
+    if good is None:
+        tree = await _accepted(tools, openclaw, w, port, note)
+    else:
+        tree = await _prepared(openclaw, folder, good, note)
     await anyio.to_thread.run_sync(config.write, folder / CONFIG_FILE, config.to_text(tree))
     await anyio.to_thread.run_sync(home.write_persona, folder, w.system_prompt or "")
     await processes.note_rendered(w.lease, w.bot_id, w.owner, _shown(tree))
 
 
-async def _accepted(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int) -> dict[str, object]:
+async def _accepted(tools: Tools, openclaw: OpenClaw, w: Wanted, port: int, note: Note) -> dict[str, object]:
     """The wanted configuration, or the last good one where OpenClaw's rules refuse that. The row says which it is."""
     try:
         rendered = await render(tools, openclaw, w, port)
         # First, because OpenClaw's rules are those of its plugins, too.
-        await _require_plugins(openclaw, tools.home(w.agent_id), rendered.tree)
+        tree = await _prepared(openclaw, tools.home(w.agent_id), rendered.tree, note)
         await tools.recorder.phase(w.lease, w.bot_id, Phase.CHECKING)
-        await openclaw.checker.check(rendered.tree, tools.home(w.agent_id))
+        await openclaw.checker.check(tree, tools.home(w.agent_id))
     except ConfigInvalid as error:
         good = await last_good(tools, w)
         if good is None:
             raise
-        await tools.recorder.config_refused(w.lease, w.bot_id, w.revision, str(error))
-        return good
+        await tools.recorder.config_refused(w.lease, w.bot_id, w.owner, w.revision, str(error))
+        return await _prepared(openclaw, tools.home(w.agent_id), good, note)
     await processes.note(w.lease, w.bot_id, config_revision=w.revision, config_error=None)
-    return rendered.tree
+    return tree
 
 
-async def _require_plugins(openclaw: OpenClaw, folder: Path, tree: dict[str, object]) -> None:
-    if missing := await openclaw.plugins.missing(folder, tree):
-        raise Unprepared(missing)
-
-
-async def prepare(tools: Tools, w: Wanted, plugins: list[Plugin], *, is_running: bool = False) -> None:
-    """Installs plugins in the bot's home, visibly; for a bot that runs they are downloaded, and installed at its start.
+async def _prepared(openclaw: OpenClaw, folder: Path, tree: dict[str, object], note: Note) -> dict[str, object]:
+    """The configuration without the channels whose plugin cannot be had.
 
     Raises:
-        PluginMissing: One cannot be had; those before it are there.
-        AlreadyRunning: There is a process that no row speaks of, and it would be asked to install.
+        Unprepared: Some are to be tried first.
+    """
+    missing = await openclaw.plugins.missing(folder, tree)
+    if to_try := await note(missing):
+        raise Unprepared(to_try)
+    return without(tree, missing)
+
+
+def without(tree: dict[str, object], plugins: Iterable[Plugin]) -> dict[str, object]:
+    """The configuration as it is without the channels that need these plugins, which are not there."""
+    names = {plugin.provider for plugin in plugins}
+    if not names:
+        return tree
+    log.info("channels_left_out", providers=sorted(names), why="their plugins are not there")
+    opened = {name: block for name, block in _mapping(tree.get("channels")).items() if name not in names}
+    entries = _mapping(_mapping(tree.get("plugins")).get("entries"))
+    kept = {name: entry for name, entry in entries.items() if name not in names}
+    rest = {name: part for name, part in _mapping(tree.get("plugins")).items() if name != "entries"}
+    parts = {"channels": opened, "plugins": rest | ({"entries": kept} if kept else {})}
+    # As a configuration is rendered: what is empty is not said.
+    return {name: part for name, part in (tree | parts).items() if part or name not in parts}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+async def wanted(tools: Tools, w: Wanted) -> list[Plugin]:
+    """The plugins that the bot's channels need, there or not."""
+    openclaw = await tools.openclaw.get()
+    rendered = await render(tools, openclaw, w, w.port or tools.base_port)
+    return openclaw.plugins.wanted(rendered.tree)
+
+
+async def lacking(tools: Tools, w: Wanted, tree: dict[str, object] | None = None) -> list[Plugin]:
+    """Plugins that a running bot lacks. What its process runs with is there, even where the next start needs it anew.
+
+    Args:
+        tree: Its wanted configuration, where that was rendered already.
     """
     openclaw = await tools.openclaw.get()
-    if not is_running and await process.is_held(tools.home(w.agent_id)):
-        raise AlreadyRunning(f"a process of this bot is alive: {tools.home(w.agent_id)}/run/lock is held")
-    for number, plugin in enumerate(plugins, 1):
-        tell = partial(_tell, tools, w, plugin, number, len(plugins), is_running)
-        await tell(PluginStep.WAITING, 0)
-        async with tools.plugin_slots:
-            if is_running:
-                await openclaw.plugins.download(plugin, tell)
-            else:
-                await openclaw.plugins.install(plugin, tools.home(w.agent_id), w.bot_id, tell)
-                # What was said of an earlier try is true no more.
-                await tools.recorder.channels_closed(w.lease, w.bot_id, plugin.provider, None)
-
-
-async def _tell(
-    tools: Tools, w: Wanted, plugin: Plugin, number: int, total: int, is_running: bool, step: PluginStep, megabytes: int
-) -> None:
-    progress = PhaseProgress(plugin.provider, number, total, step, megabytes)
-    await tools.recorder.phase(w.lease, w.bot_id, Phase.PLUGIN, progress, is_running=is_running)
+    if tree is None:
+        tree = (await render(tools, openclaw, w, w.port or tools.base_port)).tree
+    missing = await openclaw.plugins.missing(tools.home(w.agent_id), tree)
+    if not missing:
+        return []
+    kept = await last_taken(tools, w)
+    has = _mapping(kept.tree.get("channels") if kept is not None else None)
+    return [plugin for plugin in missing if plugin.provider not in has]
 
 
 async def last_taken(tools: Tools, w: Wanted) -> lastgood.Kept | None:
@@ -227,9 +257,14 @@ async def tidy(tools: Tools, w: Wanted) -> bool:
     return True
 
 
-async def note_ready(tools: Tools, w: Wanted) -> dict[str, object]:
-    """What a process that is ready proves of the configuration it was started with: columns to be written with that."""
-    sha256 = await anyio.to_thread.run_sync(lastgood.keep_in_use, tools.home(w.agent_id), w.owner)
+async def note_ready(tools: Tools, w: Wanted, owner: UUID | None) -> dict[str, Any]:
+    """What a process that is ready proves of the configuration it was started with: columns to be written with that.
+
+    Args:
+        owner: Whose settings it was started with; nothing is gone back to where nobody knows.
+    """
+    folder = tools.home(w.agent_id)
+    sha256 = None if owner is None else await anyio.to_thread.run_sync(lastgood.keep_in_use, folder, owner)
     return {"config_sha256": sha256, "good_revision": w.good_revision if w.config_error else w.applied_revision}
 
 
@@ -255,14 +290,15 @@ def _shown(tree: dict[str, object]) -> str:
     return config.to_text(config.redact(tree))
 
 
-async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> None:
+async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None], note: Note) -> None:
     """Everything up to a living process, under the nonce that the row says.
 
     Args:
         take: Is handed the process before anything else can happen to this task.
+        note: Decides what is done about plugins that are not there.
 
     Raises:
-        Unprepared: Plugins have to be installed first (`prepare`); nothing was started.
+        Unprepared: Plugins are to be installed first; nothing was started.
     """
     assert w.nonce is not None  # The caller has written STARTING with it.
     openclaw = await tools.openclaw.get()
@@ -273,7 +309,7 @@ async def spawn(tools: Tools, w: Wanted, take: Callable[[Process], None]) -> Non
         await tools.recorder.phase(w.lease, w.bot_id, Phase.PREPARING)
         await openclaw.start_cache.copy_into(folder)
     port = await ports.claim(w.lease, w.bot_id, tools.base_port, w.port)
-    await configure(tools, openclaw, w, port)
+    await configure(tools, openclaw, w, port, note)
     await anyio.to_thread.run_sync(lastgood.drop_foreign, folder, w.owner)
     await tools.recorder.phase(w.lease, w.bot_id, Phase.LAUNCHING)
     # The database said a moment ago that the bot is ours, unless this process was paused in that very moment.
@@ -323,28 +359,22 @@ async def ready(tools: Tools, gateway: Process, port: int, budget: float) -> Non
 
 
 def without_secrets(folder: Path, lines: tuple[str, ...]) -> tuple[str, ...]:
-    """What a gateway said last, fit for rows and clients: the secrets it was configured with are taken out.
-
-    Nothing is handed on where the configuration cannot be read, or is not the one that was written (the bot can write
-    there): then nobody knows what to take out.
-    """
-    try:
-        tree = json.loads((folder / CONFIG_FILE).read_bytes())
-        if not config.is_as_written(folder / CONFIG_FILE, tree):
-            return ()
-        return tuple(config.hide(line, tree) for line in lines)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ()
+    """What a gateway said last, fit for rows and clients; nothing where nobody knows its secrets. Blocks for a look."""
+    return config.without_secrets(folder, lines)
 
 
 def new_nonce() -> UUID:
     return uuid4()
 
 
-def why_started(w: Wanted, *, is_first: bool) -> Reason:
-    """Why a start begins: a person wished it, the server came back, or an earlier try failed."""
+def why_started(w: Wanted, *, is_first: bool, has_more: bool) -> Reason:
+    """Why a start begins: a person wished it, the server came back, or an earlier try failed.
+
+    Args:
+        has_more: A running bot was taken down for a plugin that it lacked.
+    """
     if w.generation > w.seen_generation:
         return Reason.USER
-    if w.revision > w.applied_revision:
+    if w.revision > w.applied_revision or has_more:
         return Reason.RECONFIGURE
     return Reason.AUTOSTART if is_first else Reason.RETRY

@@ -5,10 +5,10 @@ Only this task writes the bot's status, so a step never races another.
 """
 
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -19,34 +19,34 @@ import structlog
 from app.domain.errors import (
     AlreadyRunning,
     ClawNetError,
-    ConfigInvalid,
-    PluginMissing,
     SpawnFailed,
     StartFailure,
     StartTimeout,
 )
 from app.domain.states import BotStatus, DesiredState, Phase, Reason
-from app.gateway import process, trash
+from app.gateway import process
 from app.gateway.plugins import Plugin
 from app.gateway.process import Exit, Process
 from app.services import processes
 from app.services.nodes import Lease, LeaseLost
 from app.services.processes import Wanted
 from app.services.recorder import LostRace
-from app.supervisor import exits, launch, reload, restarts
+from app.supervisor import exits, launch, probes, removal, restarts
 from app.supervisor.channels import Watcher
+from app.supervisor.lacks import Lacks
+from app.supervisor.reload import Reloader
 from app.supervisor.tools import Tools
 
 log = structlog.get_logger()
 
 #: Seconds between two looks at the row when nobody rang; the supervisor looks at all rows at once far more often.
 LOOK_INTERVAL = 30.0
-#: Seconds a health probe may take, and how many in a row may fail.
-PROBE_TIMEOUT, MISSES = 3.0, 3
-#: Seconds until a change, or a removal, is tried again that something on the machine stood in the way of.
+#: Seconds until a change is tried again that something on the machine stood in the way of.
 HELD_UP = 5.0
-#: The same where a plugin cannot be had: each try asks a registry elsewhere.
-PLUGIN_HELD_UP = 60.0
+#: Seconds until a start that was overtaken is waited for again.
+OVERTAKEN = 0.5
+#: What the new owner of a bot is told of a process that had the old one's settings.
+GIVEN_AWAY = "the bot's process ended while it had the settings of its former owner"
 #: Ends of a start that a changed configuration may be the reason of; a taken port, say, is none of its doing.
 BLAMED_ON_CONFIG = frozenset({Reason.CONFIG_INVALID, Reason.EXITED, Reason.START_TIMEOUT})
 
@@ -66,12 +66,11 @@ class Runner:
         self._nonce: UUID | None = None
         self._exit: Exit | None = None
         self._launching: anyio.CancelScope | None = None
-        self._reloading: anyio.CancelScope | None = None
-        self._edits = reload.Edits()
-        #: The running process does not take the wanted configuration; a new one will.
-        self._needs_restart = False
-        #: A revision that could not be applied, and when it is tried again.
-        self._held_up: tuple[int, float] = (0, 0.0)
+        self._lacks = Lacks(bot_id, tools, lease, self.ring)
+        self._reloader = Reloader(bot_id, tools, lease, self._lacks, self.ring)
+        #: It was taken down for a plugin that a start will install.
+        self._has_more = False
+        self._removal = removal.Removal()
         #: The revision for which the home of the bot without a process was tidied.
         self._tidied: int | None = None
         self._was_cancelled = False
@@ -86,6 +85,7 @@ class Runner:
     def ring(self) -> None:
         """Somebody wrote a wish, or something happened to the process."""
         self._bell.set()
+        self._lacks.ring()
         if self._channels is not None:
             self._channels.ring()
 
@@ -145,9 +145,9 @@ class Runner:
                 self._was_cancelled = True
                 self._launching.cancel()
             return LOOK_INTERVAL
-        if self._reloading is not None:
+        if self._reloader.is_busy:
             if wants_down or w.restart_generation > w.seen_generation or self._exit is not None or self._is_unhealthy:
-                self._reloading.cancel()
+                self._reloader.cancel()
             return LOOK_INTERVAL
         if self._exit is not None:
             return await self._ended(w, self._exit)
@@ -167,7 +167,7 @@ class Runner:
 
     async def _rest(self, w: Wanted) -> float | None:
         if w.desired is DesiredState.DELETED:
-            return await self._remove(w)
+            return await self._removal.turn(self._tools, self._lease, w)
         if self._tools.is_stopping:
             return None
         if w.status is not BotStatus.INACTIVE:
@@ -181,24 +181,6 @@ class Runner:
         """Without a process nothing lies in the home that was taken away from the bot."""
         if self._tidied != w.revision and await launch.tidy(self._tools, w):
             self._tidied = w.revision
-
-    async def _remove(self, w: Wanted) -> float | None:
-        """The home is moved aside, the rows go, the home is removed.
-
-        In this order a kill at any step leaves something to go on from: a row as long as the home is in its place, and
-        then what lies in the trash.
-        """
-        await end_strays(self.bot_id)
-        try:
-            grave = await anyio.to_thread.run_sync(trash.take, self._tools.base_path, self._tools.home(w.agent_id))
-        except OSError as error:
-            log.warning("home_not_moved", error=str(error))
-            return HELD_UP
-        await self._tools.recorder.delete(self._lease, self.bot_id)
-        log.info("bot_deleted", agent_id=w.agent_id)
-        if grave is not None:
-            await bury(self._tools, grave)
-        return None
 
     async def _begin_when_due(self, w: Wanted) -> float:
         wait = self._seconds_until_due(w)
@@ -229,12 +211,14 @@ class Runner:
         return 0.0 if version is not None and version != w.openclaw_version and self._is_first else None
 
     async def _begin(self, w: Wanted) -> None:
-        reason = launch.why_started(w, is_first=self._is_first)
-        self._is_first = False
+        reason = launch.why_started(w, is_first=self._is_first, has_more=self._has_more)
+        self._is_first = self._has_more = False
         self._retry_at = None
         self._tidied = None
         nonce = self._nonce = launch.new_nonce()
         is_by_hand = w.generation > w.seen_generation
+        if is_by_hand:
+            self._lacks.hurry()
         await self._to(
             w,
             BotStatus.STARTING,
@@ -250,10 +234,10 @@ class Runner:
             exit_code=None,
             exit_signal=None,
             next_retry_at=None,
-            # A start by hand gives a configuration that was taken back another try.
-            config_error=None if is_by_hand else w.config_error,
             failures=0 if is_by_hand else w.failures,
             restart_count=0 if is_by_hand else w.restart_count + (reason is Reason.RETRY),
+            # A start by hand gives a configuration that was taken back another try.
+            **({"config_error": None} if is_by_hand else {}),
         )
         await processes.begin_run(self._lease, self.bot_id, nonce)
         self._spawn_task()
@@ -268,18 +252,25 @@ class Runner:
         await self._in_background(scope, self._start)
 
     async def _start(self) -> None:
+        tried = set[Plugin]()
+
+        async def note(missing: Sequence[Plugin]) -> list[Plugin]:
+            return [plugin for plugin in await self._lacks.note(missing) if plugin not in tried]
+
         while True:
             async with self._tools.slots:
                 w = await processes.load(self._lease, self.bot_id)
                 if w is None:
                     return
+                self._reloader.owner = w.owner
                 try:
-                    await launch.spawn(self._tools, w, self._attach)
+                    await launch.spawn(self._tools, w, self._attach, note)
                     await self._until_ready()
                     return
                 except launch.Unprepared as unprepared:
-                    lacking = unprepared.plugins
-            await launch.prepare(self._tools, w, lacking)
+                    to_try = unprepared.plugins
+            tried.update(to_try)
+            await self._lacks.install(w, to_try)
 
     async def _in_background(self, scope: anyio.CancelScope, start: Callable[[], Awaitable[None]]) -> None:
         """A start in the background, so that a stop can end it at any step."""
@@ -311,7 +302,13 @@ class Runner:
             return
         await launch.ready(self._tools, self._gateway, w.port, self._tools.start_budget)
         now = datetime.now(UTC)
-        taken = await launch.note_ready(self._tools, w)
+        owner = self._reloader.owner
+        if owner is None and w.revision == w.applied_revision:
+            # Another server began the start, and nothing was changed since, its owner neither.
+            owner = w.owner
+        # Where nobody knows whose settings it has, only a new process is sure to have the wanted ones.
+        self._reloader.needs_restart = owner is None
+        taken = await launch.note_ready(self._tools, w, owner)
         await self._to(
             w, BotStatus.ACTIVE, Reason.READY, phase=None, error=None, ready_at=now, last_seen_at=now, **taken
         )
@@ -324,7 +321,7 @@ class Runner:
         assert self._tasks is not None
         if self._gateway is not None:
             self._tasks.start_soon(self._probe, self._gateway)
-            self._channels = Watcher(self._tools, self._lease, self.bot_id, self._gateway)
+            self._channels = Watcher(self._tools, self._lease, self.bot_id, self._gateway, self._lacks.reasons)
             self._tasks.start_soon(self._channels.run)
 
     # A bot with a process.
@@ -342,34 +339,9 @@ class Runner:
             self.ring()
 
     async def _probe(self, gateway: Process) -> None:
-        """Looks every now and then whether the gateway answers; three misses in a row and it is ended."""
-        misses = 0
-        with suppress(ClawNetError):
-            await self._note_life(gateway)
-        while self._gateway is gateway and gateway.is_alive:
-            await anyio.sleep(self._tools.health_interval)
-            try:
-                w = await processes.load(self._lease, self.bot_id)
-                if w is None or w.port is None or w.status is not BotStatus.ACTIVE:
-                    return
-                found = await self._tools.prober.is_ready(w.port, PROBE_TIMEOUT, self._tools.kind)
-                misses = 0 if found.is_ready else misses + 1
-                if found.is_ready:
-                    await self._note_life(gateway)
-            except ClawNetError as error:
-                log.warning("probe_not_recorded", error=str(error))
-                continue
-            if not found.is_ready:
-                log.warning("probe_missed", misses=misses, reason=found.reason)
-            if misses >= MISSES:
-                self._is_unhealthy = True
-                self.ring()
-                return
-
-    async def _note_life(self, gateway: Process) -> None:
-        memory = await gateway.rss_bytes()
-        if self._gateway is gateway:
-            await processes.note(self._lease, self.bot_id, last_seen_at=datetime.now(UTC), memory_bytes=memory)
+        if await probes.has_hung(self._tools, self._lease, self.bot_id, gateway, lambda: self._gateway is gateway):
+            self._is_unhealthy = True
+            self.ring()
 
     async def _tend(self, w: Wanted, gateway: Process, *, wants_down: bool) -> float | None:
         if wants_down or w.restart_generation > w.seen_generation:
@@ -380,10 +352,31 @@ class Runner:
         if self._is_unhealthy:
             exit_ = await gateway.terminate(0.0)
             return await self._ended(w, exit_, Reason.UNHEALTHY)
+        if w.status is BotStatus.STARTING and w.port is not None:
+            # Somebody moved its row, so nobody waits until it is ready.
+            self._wait_again(OVERTAKEN)
+            return LOOK_INTERVAL
         if w.status is BotStatus.ACTIVE and w.revision > w.applied_revision:
-            return await self._reconfigure(w, gateway)
+            if self._reloader.needs_restart:
+                return await self._stop(w, gateway, Reason.RECONFIGURE)
+            assert self._tasks is not None
+            wait = self._reloader.begin(w, self._tasks)
+            return LOOK_INTERVAL if wait is None else wait
         if w.generation != w.seen_generation:
             await processes.note(self._lease, self.bot_id, generation=w.generation)
+        if w.status is BotStatus.ACTIVE and not self._lacks.is_busy:
+            return await self._see_to_plugins(w, gateway)
+        return LOOK_INTERVAL
+
+    async def _see_to_plugins(self, w: Wanted, gateway: Process) -> float:
+        """What a running bot lacks is downloaded while it runs; then it is started anew, once for all of them."""
+        if self._lacks.is_fetched:
+            self._has_more = True
+            return await self._stop(w, gateway, Reason.RECONFIGURE)
+        if wait := self._lacks.wait():
+            return min(wait, LOOK_INTERVAL)
+        assert self._tasks is not None
+        self._lacks.begin(self._tasks)
         return LOOK_INTERVAL
 
     def _why_stopped(self, w: Wanted) -> Reason:
@@ -392,6 +385,7 @@ class Runner:
         return Reason.USER if w.generation > w.seen_generation else Reason.SHUTDOWN
 
     async def _stop(self, w: Wanted, gateway: Process, reason: Reason) -> float:
+        self._lacks.cancel()
         if w.status is not BotStatus.STOPPING:
             await self._to(w, BotStatus.STOPPING, reason, phase=None)
         exit_ = await gateway.terminate(self._grace(w))
@@ -418,73 +412,6 @@ class Runner:
         await self._forget(w)
         return 0.0
 
-    async def _reconfigure(self, w: Wanted, gateway: Process) -> float:
-        """A newer revision, once its edits have come to rest: the running process takes it, or a new one reads it."""
-        if self._needs_restart:
-            return await self._stop(w, gateway, Reason.RECONFIGURE)
-        revision, until = self._held_up
-        if w.revision == revision and (left := until - anyio.current_time()) > 0:
-            return left
-        if wait := self._edits.wait(w.revision, anyio.current_time()):
-            return wait
-        assert self._tasks is not None
-        self._reloading = anyio.CancelScope()
-        self._tasks.start_soon(self._reload, self._reloading)
-        return LOOK_INTERVAL
-
-    async def _reload(self, scope: anyio.CancelScope) -> None:
-        """A change in the background, so that a stop can end the wait for the gateway's answer."""
-        try:
-            with scope:
-                w = await processes.load(self._lease, self.bot_id)
-                if w is not None:
-                    await self._give(w)
-        except LeaseLost:
-            self._tools.doubt()
-        except ClawNetError as error:
-            # The database is away, say; the wanted revision is still newer, so this comes again.
-            log.warning("config_held_up", error=str(error))
-            await anyio.sleep(1.0)
-        except Exception:
-            # A bug of ours: a start has the means to deal with it.
-            log.exception("reload_broke")
-            self._needs_restart = True
-        finally:
-            self._edits.forget()
-            self._reloading = None
-            self.ring()
-
-    async def _give(self, w: Wanted) -> None:
-        """Refused changes leave the running process alone."""
-        try:
-            self._needs_restart = not await reload.apply(self._tools, w, self._lacks)
-        except StartFailure as error:
-            is_refused = isinstance(error, ConfigInvalid)
-            log.warning("config_refused" if is_refused else "config_held_up", revision=w.revision, error=str(error))
-            if await launch.runs_with_more(self._tools, w):
-                # What it runs with was given away or taken away: rather no process than that one.
-                self._needs_restart = True
-                return
-            if not is_refused:
-                # A full disk, say, or a key that is not here yet: the change is still wanted.
-                await self._hold_up(w, error)
-                return
-            await self._tools.recorder.config_refused(self._lease, self.bot_id, w.revision, str(error))
-
-    def _lacks(self, plugins: list[Plugin]) -> None:
-        if self._channels is not None:
-            known = self._channels.unprepared
-            self._channels.unprepared = {each.provider: known.get(each.provider) for each in plugins}
-
-    async def _hold_up(self, w: Wanted, error: StartFailure) -> None:
-        pause = HELD_UP
-        if isinstance(error, PluginMissing):
-            pause = PLUGIN_HELD_UP * self._tools.backoff_scale
-            if self._channels is not None:
-                self._channels.unprepared[error.provider] = str(error)
-            await self._tools.recorder.channels_closed(self._lease, self.bot_id, error.provider, str(error))
-        self._held_up = (w.revision, anyio.current_time() + pause)
-
     # How it ends.
 
     async def _ended(self, w: Wanted, exit_: Exit, reason: Reason | None = None) -> float:
@@ -509,7 +436,7 @@ class Runner:
             exit_ = await self._fit_to_show(w, await self._gateway.terminate(0.0))
             self._detach()
         if isinstance(failure, AlreadyRunning):
-            await end_strays(self.bot_id)
+            await removal.end_strays(self.bot_id)
         if w.desired is not DesiredState.RUNNING:
             self._failure = None
             return await self._stopped(exit_)
@@ -519,12 +446,12 @@ class Runner:
         sentence = f"{failure} ({exit_.tail[-1].strip()})" if is_silent else str(failure)
         if not await self._gone_back(w, failure.reason, sentence, exit_):
             # This revision was tried; another one would be a reason to start at once, this one waits for its turn.
-            # What was said of an earlier revision is not said of this one.
-            refused = w.config_error if w.revision == w.applied_revision else None
-            await processes.note(self._lease, self.bot_id, config_revision=w.revision, config_error=refused)
+            # What was said of an earlier revision is not said of this one. What was read is never written back: it may
+            # have been taken away with the bot meanwhile.
+            is_another = w.revision != w.applied_revision
+            told = {"config_error": None} if is_another else {}
+            await processes.note(self._lease, self.bot_id, config_revision=w.revision, **told)
             await self._settle(w, failure.reason, sentence, exit_)
-        if isinstance(failure, PluginMissing):
-            await self._tools.recorder.channels_closed(self._lease, self.bot_id, failure.provider, str(failure))
         self._failure = None
         return 0.0
 
@@ -534,7 +461,7 @@ class Runner:
         if not is_tried or reason not in BLAMED_ON_CONFIG or await launch.last_good(self._tools, w) is None:
             return False
         log.warning("config_taken_back", revision=w.applied_revision, good=w.good_revision, reason=reason)
-        await self._tools.recorder.config_refused(self._lease, self.bot_id, w.applied_revision, sentence)
+        await self._tools.recorder.config_refused(self._lease, self.bot_id, w.owner, w.applied_revision, sentence)
         await self._to(
             w, BotStatus.INACTIVE, reason, phase=None, error=None, pid=None, memory_bytes=None, next_retry_at=None,
             ended_at=datetime.now(UTC), exit_code=exit_.code, exit_signal=exit_.signal,
@@ -560,8 +487,12 @@ class Runner:
         delay = None if verdict.delay is None else verdict.delay * self._tools.backoff_scale
         self._retry_at = None if delay is None else anyio.current_time() + delay
         now = datetime.now(UTC)
-        await self._to(
-            w, verdict.status, verdict.reason, phase=None, error=sentence, pid=None, memory_bytes=None,
+        if self._is_foreign(w):
+            # What it says may quote them.
+            sentence = GIVEN_AWAY
+        await self._tools.recorder.transition(
+            self._lease, self.bot_id, w.status_seq, verdict.status, verdict.reason, owner=w.owner,
+            phase=None, error=sentence, pid=None, memory_bytes=None,
             failures=in_a_row, ended_at=now, exit_code=exit_.code, exit_signal=exit_.signal,
             next_retry_at=None if delay is None else now + timedelta(seconds=delay),
             # Whoever took the port may have it; the next try looks for another.
@@ -579,7 +510,7 @@ class Runner:
         self._is_first = False
         if found is None and w.status is BotStatus.STARTING:
             # The server went before it had started anything: no failure of the bot's. It may have been installing.
-            await end_strays(self.bot_id)
+            await removal.end_strays(self.bot_id)
             return await self._stopped(Exit())
         if isinstance(found, Exit):
             return await self._ended(w, found)
@@ -589,20 +520,34 @@ class Runner:
         log.info("gateway_adopted", pid=gateway.pid)
         self._attach(gateway)
         self._is_first = False
-        await self._tools.recorder.adopted(self._lease, self.bot_id, gateway.pid)
-        if w.status is BotStatus.ACTIVE:
+        is_active = w.status is BotStatus.ACTIVE
+        await self._tools.recorder.adopted(self._lease, self.bot_id, gateway.pid, is_active=is_active)
+        self._reloader.owner = None
+        self._lacks.forget()
+        if is_active:
             self._became_active()
         elif w.status is BotStatus.STARTING:
-            assert self._tasks is not None
-            self._launching = anyio.CancelScope()
-            self._tasks.start_soon(self._wait_on, self._launching)
+            self._wait_again()
         return 0.0
 
-    async def _wait_on(self, scope: anyio.CancelScope) -> None:
-        """Goes on waiting for a start that another server began."""
-        await self._in_background(scope, self._until_ready)
+    def _wait_again(self, pause: float = 0.0) -> None:
+        """Goes on waiting for a start that another server began, or whose wait was cut short."""
+        assert self._tasks is not None
+        self._launching = anyio.CancelScope()
+        self._tasks.start_soon(self._wait_on, self._launching, pause)
+
+    async def _wait_on(self, scope: anyio.CancelScope, pause: float) -> None:
+        async def ready() -> None:
+            await anyio.sleep(pause)
+            await self._until_ready()
+
+        await self._in_background(scope, ready)
 
     # Small things.
+
+    def _is_foreign(self, w: Wanted) -> bool:
+        """The process has, or was to have, the settings of somebody who gave the bot away."""
+        return self._reloader.owner not in (None, w.owner)
 
     async def _fit_to_show(self, w: Wanted, exit_: Exit) -> Exit:
         folder = self._tools.home(w.agent_id)
@@ -617,10 +562,10 @@ class Runner:
         self._gateway = None
         self._exit = None
         self._is_unhealthy = False
-        self._needs_restart = False
-        self._edits.forget()
+        self._reloader.forget()
+        self._lacks.cancel()
 
-    async def _to(self, w: Wanted, status: BotStatus, reason: Reason, **facts: object) -> None:
+    async def _to(self, w: Wanted, status: BotStatus, reason: Reason, **facts: Any) -> None:
         await self._tools.recorder.transition(self._lease, self.bot_id, w.status_seq, status, reason, **facts)
 
     async def _close_run(self, w: Wanted, exit_: Exit, reason: Reason, *, is_failure: bool) -> None:
@@ -634,17 +579,3 @@ class Runner:
         """The exit is in the database, so the home need not remember it."""
         if w.nonce is not None:
             await process.forget(self._tools.home(w.agent_id), str(w.nonce))
-
-
-async def bury(tools: Tools, grave: str) -> None:
-    """Removes a home that lies in the trash. What cannot be removed now is tried again when a server starts."""
-    try:
-        await anyio.to_thread.run_sync(trash.remove, tools.base_path, grave, lambda: not tools.is_stopping)
-    except OSError as error:
-        log.warning("home_not_removed", folder=str(tools.base_path / trash.FOLDER / grave), error=str(error))
-
-
-async def end_strays(bot_id: UUID) -> None:
-    """Ends what an incarnation that no row of ours speaks of left on this machine; it would be a second copy."""
-    for nonce in {stray.nonce for stray in await process.strays(str(bot_id)) if stray.nonce is not None}:
-        log.warning("strays_ended", bot_id=str(bot_id), count=await process.sweep(nonce))

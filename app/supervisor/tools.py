@@ -6,9 +6,10 @@ from pathlib import Path
 from uuid import UUID
 
 import anyio
+from anyio import to_thread
 
 from app.domain.errors import BinaryMissing
-from app.gateway import check
+from app.gateway import check, reserved
 from app.gateway.check import Checker
 from app.gateway.config import Dialect
 from app.gateway.openclaw import Installation
@@ -57,6 +58,7 @@ class Finder:
                 installation = await self._find()
                 if installation is None:
                     raise BinaryMissing(MISSING)
+                await to_thread.run_sync(reserved.learn, installation)
                 self._found = OpenClaw(
                     installation,
                     Checker(installation),
@@ -65,6 +67,11 @@ class Finder:
                     Plugins(installation, self._cache_dir),
                 )
             return self._found
+
+    @property
+    def installation(self) -> Installation | None:
+        """What was found, once it was."""
+        return self._found.installation if self._found else None
 
     @property
     def version(self) -> str | None:
@@ -99,13 +106,19 @@ class Tools:
     kind: Kind = field(default=Kind.UNKNOWN)
     #: Is called where the lease turns out to be another server's.
     doubt: Callable[[], None] = field(default=lambda: None)
+    #: Is called once something lies in the trash.
+    empty_trash: Callable[[], None] = field(default=lambda: None)
     #: The server goes down and takes its bots along.
     is_stopping: bool = False
     #: Grace that replaces every other while the server goes down.
     last_grace: float | None = None
 
+    @property
+    def homes(self) -> Path:
+        return self.base_path / "bots"
+
     def home(self, agent_id: str) -> Path:
-        return self.base_path / "bots" / agent_id
+        return self.homes / agent_id
 
     def bound(self, bot_id: UUID) -> dict[str, str]:
         return {"bot_id": str(bot_id)}

@@ -15,7 +15,7 @@ from tests.journeys import documents as docs
 from tests.journeys import story
 from tests.journeys.test_real_channels import started
 from tests.journeys.test_real_openclaw import PATIENCE, user_cache
-from tests.supervisor.test_plugins import DISCORD, LISTEN, UNREACHED, until
+from tests.supervisor.test_plugins import DISCORD, LISTEN, UNREACHED, states, until
 
 VERSION = "2026.9.6"
 #: Shaped like one of Discord's, and nobody's.
@@ -51,12 +51,14 @@ async def test_discord_s_plugin_is_installed_once_and_its_gateway_is_called(
             async with api.listen(LISTEN, ids=[bot["id"]]) as heard:
                 await api.run(docs.BOT_START, input=wish)
                 await heard.until(lambda e: e["phase"] == "plugin", PATIENCE)
-                failed = await heard.until(lambda e: e["kind"] == "BACKOFF", SOON)
-                assert (failed["reason"], failed["error"]) == ("PLUGIN_MISSING", UNREACHED)
+                await heard.until(lambda e: e["phase"] == "checking", SOON)
+                await started(api, bot)
+                await heard.until(lambda e: e["kind"] == "STARTED", PATIENCE)
+                assert (await states(api, bot))["discord"] == ("ERROR", UNREACHED)
             monkeypatch.delenv("npm_config_registry")
 
             async with api.listen(LISTEN, ids=[bot["id"]]) as heard:
-                await api.run(docs.BOT_START, input=wish)
+                await api.run(docs.BOT_RESTART, input={"botId": bot["id"], "wait": False})
                 await heard.until(lambda e: (e["phaseProgress"] or {}).get("step") == "installing", PATIENCE)
                 await heard.until(lambda e: e["phase"] == "checking", PATIENCE)
                 assert max(e["phaseProgress"]["megabytes"] for e in heard.seen if e["phaseProgress"]) > 0

@@ -13,7 +13,7 @@ import pytest
 
 from app.db.engine import DB
 from app.gateway import config, reloads
-from app.supervisor import runner
+from app.supervisor import reload
 from app.supervisor.reload import LATEST, QUIET, Edits
 from tests import fake_openclaw
 from tests.graphql.test_channels import DELETE, SET, UPDATE, channel, token
@@ -404,7 +404,7 @@ async def test_a_change_that_something_else_stood_in_the_way_of_is_tried_again(
 ) -> None:
     async with one_bot(tmp_path, database) as (api, bot, wrapper):
         await start(api, bot)
-        monkeypatch.setattr(runner, "HELD_UP", 0.1)
+        monkeypatch.setattr(reload, "HELD_UP", 0.1)
         write, failures = config.write, list[str]()
 
         def full(path: Path, text: str) -> None:
@@ -429,14 +429,14 @@ async def test_a_change_with_a_key_that_cannot_be_read_yet_stays_wanted(
     async with one_bot(tmp_path, database) as (api, bot, wrapper):
         await start(api, bot)
         # Longer than the test: the other edit alone may end the wait.
-        monkeypatch.setattr(runner, "HELD_UP", 600.0)
+        monkeypatch.setattr(reload, "HELD_UP", 600.0)
         await DB.fetch("ALTER TABLE model_provider ADD COLUMN kept text")
         await DB.fetch("UPDATE model_provider SET kept = api_key, api_key = 'cn9.damaged'")
         await change(api, bot, model="local/other")
         assert api.running is not None
         (held,) = api.running.supervisor._runners.values()
         async with asyncio.timeout(10):
-            while held._held_up[0] == 0:
+            while held._reloader._held_up[0] == 0:
                 await asyncio.sleep(0.02)
         now = await read(api, bot)
         assert (now["status"], now["config"]["restartPending"], now["config"]["rolledBack"]) == ("ACTIVE", True, None)

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 
 from app.db.engine import DB
+from app.supervisor import launch
 from tests import fake_openclaw
 from tests.harness import Api, environ, running_server
 from tests.journeys import documents as docs
@@ -244,6 +245,25 @@ async def test_no_free_port_at_all_is_an_error_that_says_so(database: dict[str, 
             failed = await start(api, bot)
             assert failed["bot"]["status"] == "ERROR"
             assert f"other programs listen on {base}" in failed["userErrors"][0]["message"]
+
+
+async def test_a_start_whose_row_was_moved_meanwhile_is_waited_for_again(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, moved = launch.ready, list[str]()
+
+    async def overtaken(*given: Any) -> None:
+        await ready(*given)
+        if len(moved) < 2:
+            moved.append("once more")
+            await DB.fetch("UPDATE bot_process SET status_seq = status_seq + 1")
+
+    monkeypatch.setattr(launch, "ready", overtaken)
+    async with one_bot(tmp_path, database) as (api, bot, wrapper):
+        active = (await start(api, bot))["bot"]
+        assert (active["status"], len(moved)) == ("ACTIVE", 2)
+        assert len(fake_openclaw.starts(wrapper)) == 1
+        assert active["gateway"]["restartCount"] == 0
 
 
 async def test_openclaw_missing_is_an_error_that_says_what_to_do(database: dict[str, Any], tmp_path: Path) -> None:
