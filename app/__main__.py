@@ -174,10 +174,7 @@ async def _serve(with_openclaw: bool) -> int:
     from app.http.front import Front  # noqa: PLC0415
     from app.main import running  # noqa: PLC0415
 
-    wanted = settings.load(os.environ)
-    # The key has been read; nothing that is started from here on shall find it.
-    for name in ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS", "DATABASE_URL"):
-        os.environ.pop(name, None)
+    wanted = settings.take(os.environ)
     log.configure(wanted.clawnet_log_format, wanted.clawnet_log_level)
     print(f"ClawNet {__version__}", flush=True)
     for warning in wanted.warnings:
@@ -252,9 +249,10 @@ def _welcome(token: str | None, address: tuple[str, int]) -> None:
 
 async def _migrate() -> int:
     from app import settings  # noqa: PLC0415
-    from app.main import database  # noqa: PLC0415
+    from app.foundations import database, protect  # noqa: PLC0415
 
-    async with database(settings.load(os.environ), _say):
+    protect()
+    async with database(settings.take(os.environ), _say):
         return 0
 
 

@@ -2,15 +2,12 @@
 
 import asyncio
 import contextvars
-import ctypes
 import os
-import resource
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,9 +19,8 @@ from litestar.datastructures import ResponseHeader, State
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from app import vault
-from app.db import embedded, migrate
-from app.db.engine import DB
-from app.domain.errors import BinaryMissing, ClawNetError, KeyMismatch, SettingsError, Unavailable
+from app.domain.errors import BinaryMissing, ClawNetError
+from app.foundations import Say, database, encryption_key, make_folder, protect
 from app.gateway import install, openclaw, overrides, plugins, reserved
 from app.gateway.candidate import Candidates
 from app.gateway.channel_rules import InstalledRules
@@ -60,16 +56,12 @@ from app.supervisor.tools import Finder, Tools
 
 log = structlog.get_logger()
 
-#: Name of the file with the master key in the data folder, where no other key is given.
-KEY_FILE = "encryption.key"
 #: Largest HTTP body that is read, in bytes.
 MAX_BODY = 1024 * 1024
 #: Seconds the database has to answer before the server calls itself not ready.
 DATABASE_PATIENCE = 2.0
 #: Seconds from the first socket's close to the hub's: clients must see 1012 before their streams end.
 HUB_DELAY = 0.3
-
-Say = Callable[[str], None]
 
 
 class Readiness:
@@ -142,8 +134,8 @@ async def running(
     protect()
     schema.check()
     async with AsyncExitStack() as stack:
-        _make_folder(settings.openclaw_base_path, "OPENCLAW_BASE_PATH")
-        await _open_database(stack, settings, say)
+        make_folder(settings.openclaw_base_path, "OPENCLAW_BASE_PATH")
+        await stack.enter_async_context(database(settings, say))
         opened = await keys.open_vault(await encryption_key(settings, say))
         finder = await _find_openclaw(settings, say, may_install=with_openclaw)
         token = await accounts.first_administrator()
@@ -210,75 +202,6 @@ def _request_ids(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
 
     return middleware
-
-
-async def _open_database(stack: AsyncExitStack, settings: Settings, say: Say) -> None:
-    config = await stack.enter_async_context(database_server(settings, say))
-    await stack.enter_async_context(opened_database(settings, config))
-    if applied := await migrate.run():
-        say(f"database: {applied} migration(s) applied")
-
-
-@asynccontextmanager
-async def database_server(settings: Settings, say: Say) -> AsyncGenerator[dict[str, Any], None]:
-    """The server of the settings, started or joined; yields how to connect to it."""
-    if settings.database_url is not None:
-        say("database: the one DATABASE_URL names")
-        yield {"dsn": settings.database_url.reveal()}
-        return
-    _make_data_folder(settings.clawnet_data_dir)
-    async with embedded.server(settings.clawnet_data_dir, say=say) as config:
-        yield config
-
-
-@asynccontextmanager
-async def opened_database(settings: Settings, config: dict[str, Any]) -> AsyncGenerator[None, None]:
-    """`DB`, open, whichever migrations it has seen."""
-    try:
-        await DB.open(config)
-    except Unavailable as error:
-        if settings.database_url is None:
-            raise
-        raise SettingsError(
-            f"DATABASE_URL names a server that does not answer ({error.__cause__ or error}); "
-            "expected a PostgreSQL, 14 or newer, that is up"
-        ) from error
-    try:
-        await migrate.check_version()
-        yield
-    finally:
-        await DB.close()
-
-
-def _make_data_folder(folder: Path) -> None:
-    """Root's database server runs as `nobody`, who must be able to pass through; what lies inside is closed."""
-    if not folder.exists():
-        _make_folder(folder, "CLAWNET_DATA_DIR")
-        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-
-
-def _make_folder(folder: Path, variable: str) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"{variable} is {folder}, which cannot be made ({error.strerror}); expected a folder to write in"
-        ) from error
-
-
-async def encryption_key(settings: Settings, say: Say) -> str:
-    """The key as given, or the one in the file beside the data, made together with an empty database."""
-    if settings.encryption_key is not None:
-        return settings.encryption_key.reveal()
-    path = settings.clawnet_data_dir / KEY_FILE
-    if not path.exists():
-        if await keys.are_made():
-            raise KeyMismatch(
-                f"the key file {path} is gone, and this database's secrets need it: put it back from a backup, "
-                "or set ENCRYPTION_KEY to what stood in it"
-            )
-        say(f"encryption: no ENCRYPTION_KEY given; a new key is kept in {path} (back it up with the database)")
-    return vault.key_file(path)
 
 
 async def _find_openclaw(settings: Settings, say: Say, *, may_install: bool) -> Finder:
@@ -404,19 +327,3 @@ def _limits(settings: Settings) -> Limits:
         sockets_per_user=settings.clawnet_sockets_per_user,
         sockets_per_address=settings.clawnet_sockets_per_address,
     )
-
-
-def protect() -> None:
-    """Keeps other processes of this user out of our memory, and our files from everybody else."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pr_set_dumpable = 4
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0)
-
-
-@asynccontextmanager
-async def database(settings: Settings, say: Say) -> AsyncGenerator[None, None]:
-    """The database, open and up to date, and nothing else: for commands beside a server or without one."""
-    async with AsyncExitStack() as stack:
-        await _open_database(stack, settings, say)
-        yield

@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +28,8 @@ OPENCLAW_VERSION = "2026.9.6"
 MOST = 100_000_000
 #: Name of the settings file in the data folder.
 FILE_NAME = "clawnet.toml"
+#: Variables with secrets in them.
+_SECRETS = ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS", "DATABASE_URL")
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
@@ -102,6 +104,18 @@ class Settings:
 
     #: What the person who starts the server should know; one sentence each.
     warnings: tuple[str, ...]
+
+
+def take(environ: MutableMapping[str, str], unneeded: Collection[str] = ()) -> Settings:
+    """As `load`, and takes the secrets out of the environment: nothing that is started from here on shall find them.
+
+    Args:
+        unneeded: Variables that are not looked at.
+    """
+    found = load({name: value for name, value in environ.items() if name not in unneeded})
+    for name in _SECRETS:
+        environ.pop(name, None)
+    return found
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -288,3 +288,16 @@ def test_settings_do_not_change(environ: dict[str, str]):
     found = settings.load(environ)
     with pytest.raises(FrozenInstanceError):
         found.clawnet_port = 1  # pyright: ignore
+
+
+def test_secrets_are_taken_out_of_the_environment(tmp_path: Path) -> None:
+    environ = {
+        "CLAWNET_DATA_DIR": str(tmp_path),
+        "DATABASE_URL": "postgresql://a:b@127.0.0.1/c",
+        "ENCRYPTION_KEY": KEY,
+        "ENCRYPTION_KEY_PREVIOUS": KEY[::-1],
+        "PATH": "/bin",
+    }
+    found = settings.take(environ)
+    assert found.database_url is not None
+    assert environ == {"CLAWNET_DATA_DIR": str(tmp_path), "PATH": "/bin"}

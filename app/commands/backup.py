@@ -21,7 +21,7 @@ import anyio.to_thread
 import asyncpg
 import msgspec
 
-from app import log, main, settings, vault
+from app import foundations, log, settings, vault
 from app.db import databases, dump, embedded, migrate
 from app.db.databases import Neighbour
 from app.db.engine import DB
@@ -41,10 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     work = _backup if arguments.command == "backup" else _restore
     # Only these words of the settings are needed to look into an archive, which may hold the very key that is missing.
     unneeded = {"DATABASE_URL", "ENCRYPTION_KEY", "ENCRYPTION_KEY_FILE"} if _only_looks(arguments) else set[str]()
-    wanted = settings.load({name: value for name, value in os.environ.items() if name not in unneeded})
-    for name in ("ENCRYPTION_KEY", "DATABASE_URL"):
-        os.environ.pop(name, None)
-    main.protect()
+    wanted = settings.take(os.environ, unneeded)
+    foundations.protect()
     log.configure("console", "warning")
     path = Path(arguments.file).resolve()
     if arguments.command == "backup":
@@ -144,10 +142,10 @@ def _acceptable(passphrase: str) -> str:
 async def _backup(
     arguments: argparse.Namespace, wanted: Settings, path: Path, passphrase: str, signals: _Signals
 ) -> int:
-    async with main.database_server(wanted, _say) as config, main.opened_database(wanted, config):
+    async with foundations.database_server(wanted, _say) as config, foundations.opened_database(wanted, config):
         if not await backups.is_made():
             raise BackupFailed("the database holds no installation of ClawNet yet: there is nothing to back up")
-        key = await main.encryption_key(wanted, _say)
+        key = await foundations.encryption_key(wanted, _say)
         # A key that opens nothing would be found out on the day it is needed.
         await keys.check(key)
         with _draft(path, may_replace=arguments.force) as (file, keep):
@@ -246,7 +244,7 @@ async def _restore(
             return 0
         await _require_known(archive.manifest)
         await _require_nobody(wanted)
-        async with main.database_server(wanted, _say) as config:
+        async with foundations.database_server(wanted, _say) as config:
             await _Restore(wanted, config, archive, signals).run(arguments.replace, arguments.stopped)
     return 0
 
@@ -307,7 +305,7 @@ class _Restore:
         self._stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
 
     async def run(self, may_replace: bool, stopped: bool) -> None:
-        async with main.opened_database(self._wanted, self._config):
+        async with foundations.opened_database(self._wanted, self._config):
             on = await backups.server(self._config)
             is_empty = await _require_room(on.database, may_replace=may_replace)
         name = on.database
@@ -332,7 +330,7 @@ class _Restore:
             )
         # An embedded server's users hold its lock, which tells more.
         if self._wanted.database_url is not None:
-            async with main.opened_database(self._wanted, self._config):
+            async with foundations.opened_database(self._wanted, self._config):
                 await _require_silence()
 
     async def _finish(self, beside: Neighbour, name: str, fresh: str, said: list[str], *, is_empty: bool) -> None:
@@ -352,7 +350,7 @@ class _Restore:
         await dump.restore(program, on, fresh, self._archive.dump())
 
     async def _make_ready(self, fresh: str, stopped: bool) -> list[str]:
-        async with main.opened_database(self._wanted, {**self._config, "database": fresh}):
+        async with foundations.opened_database(self._wanted, {**self._config, "database": fresh}):
             await backups.require_whole(self._archive.manifest)
             if applied := await migrate.run():
                 _say(f"database: {applied} migration(s) applied")
@@ -371,7 +369,7 @@ class _Restore:
 
     async def _swap(self, beside: Neighbour, name: str, fresh: str, kept: str) -> Path | None:
         """Database and key change together; where the earlier key is now, if there was another one."""
-        place = self._wanted.clawnet_data_dir / main.KEY_FILE
+        place = self._wanted.clawnet_data_dir / foundations.KEY_FILE
         if self._wanted.encryption_key is not None or _holds(place, self._archive.key):
             await beside.swap(name, fresh, kept)
             return None
@@ -396,7 +394,7 @@ class _Restore:
     async def _leave(self, beside: Neighbour, kept: str, is_empty: bool) -> None:
         """Says where the earlier database is, or drops one that was empty and still is."""
         if is_empty:
-            async with main.opened_database(self._wanted, {**self._config, "database": kept}):
+            async with foundations.opened_database(self._wanted, {**self._config, "database": kept}):
                 is_empty = await _tables() == 0
         if is_empty:
             await beside.drop(kept)

@@ -19,11 +19,11 @@ from app.domain.errors import Denied, NotFound, Refusal
 from app.domain.ports import LoginStep
 from app.domain.states import ChannelLoginState, TokenScope, UserRole
 from app.domain.viewer import Viewer
+from app.foundations import database, encryption_key, protect
 from app.gateway import process
 from app.gateway.channel_rules import InstalledRules
 from app.gateway.login import Logins as GatewayLogins
 from app.graphql.types import node
-from app.main import database, encryption_key, protect
 from app.services import audit, keys
 from app.services.channels import Channels
 from app.services.logins import Logins
@@ -38,10 +38,7 @@ _VIEWER = Viewer(UUID(int=0), "", UserRole.ADMIN, frozenset(TokenScope))
 async def run(arguments: argparse.Namespace) -> int:
     """Shows each code until one is scanned."""
     protect()
-    wanted = settings.load(os.environ)
-    # They have been read; a database server that is started from here shall not find them.
-    for name in ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS", "DATABASE_URL"):
-        os.environ.pop(name, None)
+    wanted = settings.take(os.environ)
     log.configure(wanted.clawnet_log_format, "warning")
     async with database(wanted, _say):
         try:

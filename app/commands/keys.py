@@ -13,7 +13,7 @@ from app import log, settings
 from app.db.engine import DB
 from app.domain.errors import ClawNetError, Refusal, SettingsError
 from app.domain.states import KeyRotationState
-from app.main import KEY_FILE, database, encryption_key, protect
+from app.foundations import KEY_FILE, database, encryption_key, protect
 from app.services import audit, data_keys, keys, rotation, sealed_rows
 from app.services.rotation import Rotation, Rotations
 from app.settings import Settings
@@ -28,10 +28,7 @@ WIDTH = 40
 async def run(arguments: argparse.Namespace) -> int:
     """Does one deed on the database, whether servers run on it or not."""
     protect()
-    wanted = settings.load(os.environ)
-    # They have been read; a database server that is started from here shall not find them.
-    for name in ("ENCRYPTION_KEY", "ENCRYPTION_KEY_PREVIOUS", "DATABASE_URL"):
-        os.environ.pop(name, None)
+    wanted = settings.take(os.environ)
     log.configure(wanted.clawnet_log_format, "warning")
     async with database(wanted, _say):
         try:

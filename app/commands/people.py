@@ -14,7 +14,7 @@ from app.db.engine import DB
 from app.domain.errors import Invalid, NotFound, Refusal
 from app.domain.states import TokenScope, UserRole
 from app.domain.viewer import Viewer
-from app.main import database
+from app.foundations import database, protect
 from app.services import accounts, audit, passwords, tokens
 from app.services.accounts import User
 from app.services.people import SCOPES, People
@@ -25,7 +25,8 @@ RESET_LIFE = timedelta(days=1)
 
 async def run(arguments: argparse.Namespace) -> int:
     """Does one deed on the database, whether a server runs on it or not."""
-    async with database(settings.load(os.environ), _say):
+    protect()
+    async with database(settings.take(os.environ), _say):
         try:
             with audit.acting(audit.Actor(address=f"command line, uid {os.geteuid()}")):
                 await (_users(arguments) if arguments.command == "users" else _tokens(arguments))
